@@ -1,0 +1,2 @@
+//! The daemon of each host.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The daemon of each host and the operator's command.

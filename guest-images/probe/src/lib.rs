@@ -1,0 +1,2 @@
+//! What the probe guest and those who read its report agree on.
+#![no_std]

@@ -1,0 +1,3 @@
+//! The datastore: guest directories, disk images, heartbeats and leases on real files.
+
+pub mod gate;

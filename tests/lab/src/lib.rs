@@ -1,0 +1,1 @@
+//! Emulated hosts with real kernels, storage and cables.

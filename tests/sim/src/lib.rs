@@ -1,0 +1,1 @@
+//! The simulator: real cores in a fake world, replayed from a seed.

@@ -1,0 +1,5 @@
+//! What a guest is and how it may move: spec, control messages, lifecycle, compatibility
+//! checks and the convergence policy. Pure: no clock, socket or thread.
+#![no_std]
+
+extern crate alloc;

@@ -1,0 +1,3 @@
+//! Everything the guest can touch besides memory and processors. One file per device.
+
+pub mod virtio;

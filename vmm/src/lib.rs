@@ -1,0 +1,6 @@
+//! The hypervisor: one process per guest on Linux KVM.
+
+pub mod bus;
+pub mod devices;
+pub mod interrupt;
+pub mod memory;

@@ -1,0 +1,2 @@
+//! The `vmm` binary.
+fn main() {}

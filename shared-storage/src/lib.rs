@@ -1,3 +1,4 @@
 //! The datastore: guest directories, disk images, heartbeats and leases on real files.
 
 pub mod gate;
+pub mod trust;

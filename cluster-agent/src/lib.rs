@@ -1,1 +1,4 @@
 //! The daemon of each host and the operator's command.
+
+pub mod host_facts;
+pub mod network;

@@ -1,4 +1,5 @@
 //! The daemon of each host and the operator's command.
 
 pub mod host_facts;
+pub mod http;
 pub mod network;

@@ -5,6 +5,7 @@
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
+use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +25,52 @@ pub struct Resources {
     pub memory_mib: u64,
 }
 
+impl Resources {
+    /// So much processor time and memory.
+    pub fn new(mcpu: u64, memory_mib: u64) -> Self {
+        Self { mcpu, memory_mib }
+    }
+
+    /// Does `self` fit into `room`?
+    pub fn fits(self, room: Self) -> bool {
+        self.mcpu <= room.mcpu && self.memory_mib <= room.memory_mib
+    }
+
+    /// Both amounts together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            mcpu: self.mcpu.saturating_add(other.mcpu),
+            memory_mib: self.memory_mib.saturating_add(other.memory_mib),
+        }
+    }
+
+    /// What is left of `self` without `other`; nothing where `other` is more.
+    #[must_use]
+    pub fn minus(self, other: Self) -> Self {
+        Self {
+            mcpu: self.mcpu.saturating_sub(other.mcpu),
+            memory_mib: self.memory_mib.saturating_sub(other.memory_mib),
+        }
+    }
+}
+
+impl fmt::Display for Resources {
+    /// As people say it: `2.5 cores and 4 GiB`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (cores, rest) = (self.mcpu / 1000, self.mcpu % 1000 / 100);
+        match rest {
+            0 => write!(f, "{cores} cores and ")?,
+            _ => write!(f, "{cores}.{rest} cores and ")?,
+        }
+        match (self.memory_mib / 1024, self.memory_mib % 1024 * 10 / 1024) {
+            (0, _) => write!(f, "{} MiB", self.memory_mib),
+            (gib, 0) => write!(f, "{gib} GiB"),
+            (gib, tenth) => write!(f, "{gib}.{tenth} GiB"),
+        }
+    }
+}
+
 /// What a host may be asked to do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -31,14 +78,29 @@ pub enum HostMode {
     /// Runs guests and receives new ones.
     #[default]
     Active,
+    /// Keeps its guests but receives none for now: it cannot be reached, or it came back
+    /// only just and flaps.
+    Quiet,
     /// Is being emptied, or is empty, for maintenance: receives nothing.
     Maintenance,
     /// Is not there: its guests have to run elsewhere.
     Lost,
 }
 
+impl HostMode {
+    /// May a guest be started on or moved to it?
+    pub fn receives(self) -> bool {
+        self == Self::Active
+    }
+
+    /// Does it run guests, now and in what admission counts on?
+    pub fn serves(self) -> bool {
+        matches!(self, Self::Active | Self::Quiet)
+    }
+}
+
 /// A host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Host {
     /// What guests may use: the machine less what the host itself needs.
     pub capacity: Resources,
@@ -67,11 +129,38 @@ pub enum Priority {
     Lowest,
 }
 
+/// What the operator wants of a guest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Desired {
+    /// It shall run, wherever there is room.
+    #[default]
+    Running,
+    /// It shall not run.
+    Stopped,
+}
+
+/// What one guest waits for in another before it is started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Readiness {
+    /// Its virtual machine runs.
+    #[default]
+    Running,
+    /// The software inside it has said that it lives.
+    Heartbeat,
+    /// It has run for so many milliseconds.
+    DelayMs(u64),
+}
+
 /// A guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Guest {
     /// The host that runs it, if one does.
     pub host: Option<HostId>,
+    /// What the operator wants of it. A guest that shall run and has no host waits for one.
+    #[serde(default)]
+    pub desired: Desired,
     /// What its spec grants it: vCPUs (as `mcpu`) and configured memory.
     pub configured: Resources,
     /// What is guaranteed to it; admission and packing count this. Memory is at least what
@@ -82,6 +171,9 @@ pub struct Guest {
     /// Order of restart.
     #[serde(default)]
     pub priority: Priority,
+    /// Guests that are started before it, and how far they have to be.
+    #[serde(default)]
+    pub after: BTreeMap<GuestId, Readiness>,
     /// Restarted by HA when its host is lost.
     #[serde(default = "yes")]
     pub protected: bool,
@@ -95,6 +187,30 @@ pub struct Guest {
 
 fn yes() -> bool {
     true
+}
+
+impl Guest {
+    /// A guest without a host that is guaranteed, and wants, all it is configured with;
+    /// everything else at its default.
+    pub fn sized(size: Resources) -> Self {
+        Self {
+            host: None,
+            desired: Desired::Running,
+            configured: size,
+            reservation: size,
+            demand: size,
+            priority: Priority::default(),
+            after: BTreeMap::new(),
+            protected: true,
+            movable: true,
+            migration_ms: 0,
+        }
+    }
+
+    /// Does it hold resources: it runs, or is wanted to?
+    pub fn takes_room(&self) -> bool {
+        self.host.is_some() || self.desired == Desired::Running
+    }
 }
 
 /// A wish about where guests run. Hard rules bind; soft ones cost.

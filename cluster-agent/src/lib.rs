@@ -1,5 +1,7 @@
 //! The daemon of each host and the operator's command.
 
+pub mod api;
+pub mod cli;
 pub mod host_facts;
 pub mod http;
 pub mod network;

@@ -1,2 +1,17 @@
 //! The operator's command.
-fn main() {}
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use cluster_agent::cli::{Arguments, run};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    match run(Arguments::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("godwit: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

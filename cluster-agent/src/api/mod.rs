@@ -1,0 +1,3 @@
+//! The agent's REST API: what people, scripts and the `godwit` command ask of a cluster.
+
+pub mod views;

@@ -1,0 +1,164 @@
+//! What the API says and is told, as JSON. Units are in the names.
+
+use std::net::SocketAddr;
+
+use cluster_core::model::{HostId, Priority, Resources};
+use serde::{Deserialize, Serialize};
+
+/// The whole cluster on one screen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterView {
+    /// Identity of the cluster, from `cluster.toml`.
+    pub cluster_id: String,
+    /// The host that leads, when one is known.
+    pub leader: Option<HostId>,
+    /// Hosts by name.
+    pub hosts: Vec<HostView>,
+    /// Guests by name.
+    pub guests: Vec<GuestView>,
+    /// What could fail or be started without breaking a promise, in words.
+    pub reserve: String,
+    /// What is wrong now; empty when all is well.
+    pub problems: Vec<Problem>,
+}
+
+/// Something that is wrong, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// What is wrong.
+    pub what: String,
+    /// What helps.
+    pub remedy: String,
+}
+
+/// A host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostView {
+    /// Its name.
+    pub name: HostId,
+    /// Where its agent answers other members.
+    pub address: SocketAddr,
+    /// alive, suspect, isolated, storage-lost, dead, leaving, maintenance.
+    pub health: String,
+    /// What guests may use of it.
+    pub capacity: Resources,
+    /// What is guaranteed to the guests it runs.
+    pub reserved: Resources,
+    /// What its guests want now.
+    pub demand: Resources,
+    /// Guests it runs.
+    pub guests: u64,
+    /// Version of its agent.
+    pub version: String,
+}
+
+/// A guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestView {
+    /// Its name.
+    pub name: String,
+    /// The host that holds its lease, if one does.
+    pub host: Option<HostId>,
+    /// What is observed: stopped, waiting, starting, running, paused, migrating, stopping, failed.
+    pub state: String,
+    /// What its owner wants.
+    pub desired: Desired,
+    /// Virtual processors.
+    pub cpus: u32,
+    /// Memory, in MiB.
+    pub memory_mib: u64,
+    /// Processor time it wants now, in thousandths of a core.
+    pub demand_mcpu: u64,
+    /// Order of restart.
+    pub priority: Priority,
+    /// Restarted when its host is lost.
+    pub protected: bool,
+    /// Epoch of its lease: how often the right to run it changed hands.
+    pub epoch: u64,
+    /// Why it is in this state, when that is worth saying.
+    pub reason: Option<String>,
+}
+
+/// What the owner of a guest wants of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Desired {
+    /// It runs, wherever there is room.
+    Running,
+    /// It does not run.
+    #[default]
+    Stopped,
+}
+
+/// Where a new guest's first disk comes from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskFrom {
+    /// A thin qcow2 overlay on the image: there at once.
+    #[default]
+    Overlay,
+    /// A full copy of the image.
+    Copy,
+}
+
+/// A new guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateGuest {
+    /// Its name: letters, digits, `-`.
+    pub name: String,
+    /// The image of the datastore it is made from.
+    pub image: String,
+    /// Virtual processors.
+    pub cpus: u32,
+    /// Memory, in MiB.
+    pub memory_mib: u64,
+    /// How its disk is made from the image's.
+    #[serde(default)]
+    pub disk_from: DiskFrom,
+    /// Kernel command line instead of the image's.
+    pub cmdline: Option<String>,
+    /// Order of restart.
+    #[serde(default)]
+    pub priority: Priority,
+    /// Restarted when its host is lost.
+    pub protected: bool,
+    /// Guaranteed processor time, in thousandths of a core.
+    #[serde(default)]
+    pub reserve_mcpu: u64,
+    /// Start it as soon as it exists.
+    pub start: bool,
+}
+
+/// How a guest is to stop.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StopGuest {
+    /// Press the power button and wait so long before the power goes off; 0: off at once.
+    pub grace_s: u64,
+}
+
+/// Where a guest is to move.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MigrateGuest {
+    /// The target; the best one is chosen when none is named.
+    pub host: Option<HostId>,
+}
+
+/// Something that happened, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// Number in the cluster's history.
+    pub number: u64,
+    /// When, in milliseconds since 1970 on the clock of the host that recorded it.
+    pub unix_ms: u64,
+    /// The host that recorded it.
+    pub host: HostId,
+    /// The host or guest it is about.
+    pub about: String,
+    /// What happened, in a word: `created`, `started`, `migrated`, `host-dead`, ...
+    pub what: String,
+    /// Why and how, in words and numbers.
+    pub detail: String,
+}

@@ -1,0 +1,225 @@
+//! Carries out a verb: one or two calls to the agent, and a screen or JSON from the answer.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use clap::CommandFactory;
+use hyper::Method;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::arguments::{Arguments, CreateArguments, HostVerb, Verb};
+use super::screen;
+use super::table::table;
+use crate::api::views::{
+    ClusterView, CreateGuest, DiskFrom, Event, GuestView, MigrateGuest, StopGuest,
+};
+use crate::http::client::{CallError, Client, Endpoint};
+
+/// Verbs wait for the act itself (a migration, a maintenance), which may take long.
+const CALL_LIMIT: Duration = Duration::from_hours(1);
+
+/// Why a verb failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// The agent is not there.
+    #[error(
+        "{0}\nno agent answers there; start one with: cluster-agent --datastore DIR \
+         (or name its socket with --socket)"
+    )]
+    NoAgent(CallError),
+    /// The agent refused or its answer was lost.
+    #[error("{0}")]
+    Call(CallError),
+    /// No guest, or more than one, is meant by a name.
+    #[error("{0}")]
+    Name(String),
+    /// The answer could not be printed.
+    #[error("cannot print: {0}")]
+    Print(#[from] io::Error),
+}
+
+impl From<CallError> for CliError {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Unreachable { .. } => Self::NoAgent(error),
+            other => Self::Call(other),
+        }
+    }
+}
+
+/// Carry out the command line.
+pub async fn run(arguments: Arguments) -> Result<(), CliError> {
+    let agent = Agent {
+        client: Client::new(Endpoint::Unix(arguments.socket), CALL_LIMIT),
+        json: arguments.json,
+    };
+    match arguments.verb {
+        Verb::Status => agent.show("/v1/cluster", screen::status).await,
+        Verb::Hosts => {
+            agent
+                .show("/v1/cluster", |c: &ClusterView| screen::hosts(&c.hosts))
+                .await
+        }
+        Verb::Guests => {
+            let guests = |c: &ClusterView| screen::guests(&c.guests);
+            agent.show("/v1/cluster", guests).await
+        }
+        Verb::Images => {
+            let images = |names: &Vec<String>| {
+                let rows: Vec<_> = names.iter().map(|name| [name.clone()]).collect();
+                table(["IMAGE"], &rows)
+            };
+            agent.show("/v1/images", images).await
+        }
+        Verb::Events { count } => {
+            let events = |events: &Vec<Event>| screen::events(events);
+            agent
+                .show(&format!("/v1/events?count={count}"), events)
+                .await
+        }
+        Verb::Create(arguments) => {
+            agent
+                .act(Method::POST, "/v1/guests", &creation(arguments))
+                .await
+        }
+        Verb::Start { guest } => agent.guest_act(&guest, "start", &()).await,
+        Verb::Stop { guest, grace } => {
+            agent
+                .guest_act(&guest, "stop", &StopGuest { grace_s: grace })
+                .await
+        }
+        Verb::Reboot { guest } => agent.guest_act(&guest, "reboot", &()).await,
+        Verb::Pause { guest } => agent.guest_act(&guest, "pause", &()).await,
+        Verb::Resume { guest } => agent.guest_act(&guest, "resume", &()).await,
+        Verb::Migrate { guest, host } => {
+            agent
+                .guest_act(&guest, "migrate", &MigrateGuest { host })
+                .await
+        }
+        Verb::Delete { guest } => {
+            agent
+                .act(Method::DELETE, &format!("/v1/guests/{guest}"), &())
+                .await
+        }
+        Verb::Host(HostVerb::Maintenance { host, exit }) => {
+            let act = if exit {
+                "exit-maintenance"
+            } else {
+                "maintenance"
+            };
+            agent
+                .act(Method::POST, &format!("/v1/hosts/{host}/{act}"), &())
+                .await
+        }
+        Verb::Host(HostVerb::Forget { host }) => {
+            agent
+                .act(Method::DELETE, &format!("/v1/hosts/{host}"), &())
+                .await
+        }
+        Verb::Completions { shell } => {
+            let mut command = Arguments::command();
+            clap_complete::generate(shell, &mut command, "godwit", &mut io::stdout());
+            Ok(())
+        }
+    }
+}
+
+struct Agent {
+    client: Client,
+    json: bool,
+}
+
+impl Agent {
+    /// Ask for something and show it.
+    async fn show<A>(&self, path: &str, screen: impl Fn(&A) -> String) -> Result<(), CliError>
+    where
+        A: DeserializeOwned + Serialize,
+    {
+        let answer: A = self.client.call(Method::GET, path, None::<&()>).await?;
+        if self.json {
+            return print_json(&answer);
+        }
+        Ok(io::stdout().write_all(screen(&answer).as_bytes())?)
+    }
+
+    /// Have something done and say what came of it, in the agent's words.
+    async fn act(
+        &self,
+        method: Method,
+        path: &str,
+        body: &(impl Serialize + Sync),
+    ) -> Result<(), CliError> {
+        let answer: Value = self.client.call(method, path, Some(body)).await?;
+        if self.json {
+            return print_json(&answer);
+        }
+        match answer.get("said").and_then(Value::as_str) {
+            Some(said) => Ok(writeln!(io::stdout(), "{said}")?),
+            None => Ok(()),
+        }
+    }
+
+    async fn guest_act(
+        &self,
+        named: &str,
+        act: &str,
+        body: &(impl Serialize + Sync),
+    ) -> Result<(), CliError> {
+        let cluster: ClusterView = self
+            .client
+            .call(Method::GET, "/v1/cluster", None::<&()>)
+            .await?;
+        let guest = meant(named, &cluster.guests)?;
+        self.act(Method::POST, &format!("/v1/guests/{guest}/{act}"), body)
+            .await
+    }
+}
+
+fn print_json(answer: &impl Serialize) -> Result<(), CliError> {
+    let mut out = io::stdout();
+    serde_json::to_writer_pretty(&mut out, answer).map_err(io::Error::from)?;
+    Ok(writeln!(out)?)
+}
+
+/// The guest that `named` means: its name, or the only one that begins so.
+fn meant<'a>(named: &str, guests: &'a [GuestView]) -> Result<&'a str, CliError> {
+    if let Some(exact) = guests.iter().find(|guest| guest.name == named) {
+        return Ok(&exact.name);
+    }
+    let beginning: Vec<_> = guests
+        .iter()
+        .map(|guest| guest.name.as_str())
+        .filter(|name| name.starts_with(named))
+        .collect();
+    match beginning[..] {
+        [only] => Ok(only),
+        [] => Err(CliError::Name(format!(
+            "there is no guest {named}; `godwit guests` lists them"
+        ))),
+        _ => Err(CliError::Name(format!(
+            "{named} may mean {}; write more of the name",
+            beginning.join(" or ")
+        ))),
+    }
+}
+
+fn creation(arguments: CreateArguments) -> CreateGuest {
+    CreateGuest {
+        name: arguments.name,
+        image: arguments.image,
+        cpus: arguments.cpus,
+        memory_mib: arguments.memory,
+        disk_from: if arguments.copy {
+            DiskFrom::Copy
+        } else {
+            DiskFrom::Overlay
+        },
+        cmdline: arguments.cmdline,
+        priority: arguments.priority.into(),
+        protected: !arguments.unprotected,
+        reserve_mcpu: arguments.reserve_mcpu,
+        start: !arguments.no_start,
+    }
+}

@@ -1,0 +1,156 @@
+//! What the verbs show to a person.
+
+use std::fmt::Write;
+
+use super::table::{bar, memory, table};
+use crate::api::views::{ClusterView, Event, GuestView, HostView};
+
+/// `godwit status`.
+pub fn status(cluster: &ClusterView) -> String {
+    let mut out = String::new();
+    let leader = cluster.leader.as_deref().unwrap_or("none");
+    let running = cluster
+        .guests
+        .iter()
+        .filter(|g| g.state == "running")
+        .count();
+    // Writing to a String cannot fail.
+    let _ = writeln!(
+        out,
+        "cluster {}   {} hosts, {running} of {} guests running   leader {leader}",
+        cluster.cluster_id,
+        cluster.hosts.len(),
+        cluster.guests.len(),
+    );
+    let _ = writeln!(out, "reserve: {}\n", cluster.reserve);
+    out.push_str(&hosts(&cluster.hosts));
+    if !cluster.guests.is_empty() {
+        out.push('\n');
+        out.push_str(&guests(&cluster.guests));
+    }
+    if cluster.problems.is_empty() {
+        out.push_str("\nall is well\n");
+    } else {
+        out.push_str("\nwhat is wrong, and what to do:\n");
+        for problem in &cluster.problems {
+            let _ = writeln!(out, "  ! {}\n    {}", problem.what, problem.remedy);
+        }
+    }
+    out
+}
+
+/// `godwit hosts`.
+pub fn hosts(hosts: &[HostView]) -> String {
+    let rows: Vec<_> = hosts
+        .iter()
+        .map(|host| {
+            let (demand, has) = (host.demand.mcpu, host.capacity.mcpu);
+            let (taken, room) = (host.reserved.memory_mib, host.capacity.memory_mib);
+            [
+                host.name.clone(),
+                host.health.clone(),
+                host.address.to_string(),
+                host.guests.to_string(),
+                format!(
+                    "{} {}.{}/{}",
+                    bar(demand, has),
+                    demand / 1000,
+                    demand % 1000 / 100,
+                    has / 1000
+                ),
+                format!("{} {} of {}", bar(taken, room), memory(taken), memory(room)),
+            ]
+        })
+        .collect();
+    table(
+        ["HOST", "HEALTH", "ADDRESS", "GUESTS", "CPU", "MEMORY"],
+        &rows,
+    )
+}
+
+/// `godwit guests`.
+pub fn guests(guests: &[GuestView]) -> String {
+    let rows: Vec<_> = guests
+        .iter()
+        .map(|guest| {
+            [
+                guest.name.clone(),
+                guest.state.clone(),
+                guest.host.clone().unwrap_or_else(|| "-".to_owned()),
+                guest.cpus.to_string(),
+                memory(guest.memory_mib),
+                format!(
+                    "{}.{:02}",
+                    guest.demand_mcpu / 1000,
+                    guest.demand_mcpu % 1000 / 10
+                ),
+                format!("{:?}", guest.priority).to_lowercase(),
+                guest.reason.clone().unwrap_or_default(),
+            ]
+        })
+        .collect();
+    let header = [
+        "GUEST", "STATE", "HOST", "CPUS", "MEMORY", "DEMAND", "PRIORITY", "WHY",
+    ];
+    table(header, &rows)
+}
+
+/// `godwit events`.
+pub fn events(events: &[Event]) -> String {
+    let rows: Vec<_> = events
+        .iter()
+        .map(|event| {
+            [
+                time_of_day(event.unix_ms),
+                event.host.clone(),
+                event.what.clone(),
+                event.about.clone(),
+                event.detail.clone(),
+            ]
+        })
+        .collect();
+    table(
+        ["TIME (UTC)", "RECORDED BY", "WHAT", "ABOUT", "WHY AND HOW"],
+        &rows,
+    )
+}
+
+fn time_of_day(unix_ms: u64) -> String {
+    let seconds = unix_ms / 1000 % 86_400;
+    format!(
+        "{:02}:{:02}:{:02}.{:03}",
+        seconds / 3600,
+        seconds / 60 % 60,
+        seconds % 60,
+        unix_ms % 1000
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::views::Problem;
+
+    #[test]
+    fn an_empty_cluster_is_well_and_a_sick_one_says_what_to_do() {
+        let mut cluster = ClusterView {
+            cluster_id: "c1".to_owned(),
+            leader: None,
+            hosts: vec![],
+            guests: vec![],
+            reserve: "nothing to protect".to_owned(),
+            problems: vec![],
+        };
+        assert!(status(&cluster).ends_with("all is well\n"));
+        cluster.problems.push(Problem {
+            what: "host b is dead".to_owned(),
+            remedy: "bring it back, or: godwit host forget b".to_owned(),
+        });
+        assert!(status(&cluster).contains("! host b is dead\n    bring it back"));
+    }
+
+    #[test]
+    fn times_are_read_as_utc() {
+        assert_eq!(time_of_day(86_400_000 + 3_723_004), "01:02:03.004");
+    }
+}

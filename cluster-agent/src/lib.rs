@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod cli;
+pub mod history;
 pub mod host_facts;
 pub mod http;
 pub mod network;

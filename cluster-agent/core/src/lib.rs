@@ -4,4 +4,16 @@
 
 extern crate alloc;
 
+pub mod brain;
+pub mod event;
+pub mod failover;
+pub mod health;
+pub mod leader;
+mod leading;
+mod member;
+pub mod messages;
 pub mod model;
+pub mod owners;
+pub mod placement;
+pub mod rules;
+pub mod settings;

@@ -1,0 +1,691 @@
+//! What one host's agent knows and decides: `step(now, event) -> actions`.
+//!
+//! Every host runs the same brain. As a member it beats, watches its peers, reports its
+//! guests and starts what the leader orders; as the leader it also restarts what nobody
+//! runs. It holds no truth: who owns a guest or the lead is what their leases say, and a
+//! new brain (after an agent restart, on a new leader) finds out from them.
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use crate::event::{Action, Event, Level, Record, StopHow};
+use crate::health::{Change, HostState, Peer, Wanted};
+use crate::leader::{Contest, vacancy};
+use crate::leading::Leading;
+use crate::member::Member;
+use crate::messages::{Beat, HostNote, Incarnation, LeaseSeen, Message, Report};
+use crate::model::{Cluster, GuestId, HostId};
+use crate::settings::{Inventory, IsolationResponse, Settings, Timings};
+
+/// Up to so many hosts each beats to each; beyond, to the leader and its neighbours.
+const FULL_MESH_HOSTS: usize = 32;
+/// Neighbours on either side in the ring of names.
+const NEIGHBOURS: usize = 2;
+
+/// The brain of one host.
+#[derive(Debug, Clone)]
+pub struct Brain {
+    me: HostId,
+    incarnation: Incarnation,
+    now_us: u64,
+    inventory: Option<Inventory>,
+    peers: BTreeMap<HostId, Peer>,
+    lead_seen: LeaseSeen,
+    lead_read: bool,
+    contest: Contest,
+    may_act_until_us: u64,
+    next_beat_us: u64,
+    sequence: u64,
+    note: HostNote,
+    cut_off: bool,
+    member: Member,
+    leading: Option<Leading>,
+}
+
+impl Brain {
+    /// The brain of host `me` in this life of it.
+    pub fn new(me: HostId, incarnation: Incarnation) -> Self {
+        Self {
+            me,
+            incarnation,
+            now_us: 0,
+            inventory: None,
+            peers: BTreeMap::new(),
+            lead_seen: LeaseSeen::default(),
+            lead_read: false,
+            contest: Contest::default(),
+            may_act_until_us: 0,
+            next_beat_us: 0,
+            sequence: 0,
+            note: HostNote::default(),
+            cut_off: false,
+            member: Member::default(),
+            leading: None,
+        }
+    }
+
+    /// Takes in one event and says what to do. `now_us`: the boottime clock; it never goes
+    /// back.
+    pub fn step(&mut self, now_us: u64, event: Event) -> Vec<Action> {
+        self.now_us = self.now_us.max(now_us);
+        let mut actions = Vec::new();
+        self.take_in(event, &mut actions);
+        if self.inventory.is_some() {
+            self.beat(&mut actions);
+            self.judge_peers(&mut actions);
+            self.judge_self(&mut actions);
+            self.seek_lead(&mut actions);
+            self.lead(&mut actions);
+            self.report(&mut actions);
+        }
+        actions
+    }
+
+    /// The leader as its lease names it; itself, another host or nobody.
+    pub fn leader(&self) -> Option<&HostId> {
+        Some(&self.lead_seen.holder.as_ref()?.host)
+    }
+
+    /// Does this host lead, and may it act?
+    pub fn leads(&self) -> bool {
+        self.leading.is_some() && self.now_us < self.may_act_until_us
+    }
+
+    /// The epoch of the leader lease as last read.
+    pub fn leader_epoch(&self) -> u64 {
+        self.lead_seen.epoch
+    }
+
+    /// On the leader, the cluster as it is: hosts with their modes, guests on their hosts.
+    pub fn cluster(&self) -> Option<&Cluster> {
+        Some(self.leading.as_ref()?.cluster())
+    }
+
+    /// On the leader, the guests that shall run and do not, and what each waits for.
+    pub fn waiting(&self) -> Vec<(GuestId, String)> {
+        self.leading
+            .as_ref()
+            .map(Leading::waiting)
+            .unwrap_or_default()
+    }
+
+    /// The state of another host as seen from here, and since when.
+    pub fn peer(&self, host: &str) -> Option<(HostState, u64)> {
+        self.peers
+            .get(host)
+            .map(|peer| (peer.state(), peer.since_us()))
+    }
+
+    /// Is this host cut off from all its peers while they live?
+    pub fn is_cut_off(&self) -> bool {
+        self.cut_off
+    }
+
+    /// The settings in force.
+    pub fn settings(&self) -> Settings {
+        self.inventory
+            .as_ref()
+            .map(|inventory| inventory.settings.clone())
+            .unwrap_or_default()
+    }
+
+    /// The operator changed something about a guest (or all): failed starts are forgiven.
+    pub fn forgive(&mut self, guest: Option<&GuestId>) {
+        if let Some(leading) = &mut self.leading {
+            leading.failover.forgive(guest);
+        }
+    }
+
+    fn timings(&self) -> Timings {
+        self.inventory
+            .as_ref()
+            .map(|inventory| inventory.settings.timings)
+            .unwrap_or_default()
+    }
+
+    fn take_in(&mut self, event: Event, actions: &mut Vec<Action>) {
+        let now_us = self.now_us;
+        match event {
+            Event::Tick => {}
+            Event::Inventory(inventory) => self.take_inventory(*inventory),
+            Event::BeatRead { host, beat } => {
+                let (counts, t) = (now_us < self.may_act_until_us, self.timings());
+                if let Some(peer) = self.peers.get_mut(&host) {
+                    peer.beat_read(now_us, beat, counts, &t);
+                }
+            }
+            Event::StorageFailed { .. } => {
+                self.peers.values_mut().for_each(Peer::storage_failed);
+            }
+            Event::OwnBeat { may_act_until_us } => {
+                self.may_act_until_us = self.may_act_until_us.max(may_act_until_us);
+            }
+            Event::LeaderLease(seen) => self.take_leader_lease(seen, actions),
+            Event::GuestLease { guest, seen } => {
+                if let Some(leading) = &mut self.leading {
+                    leading.lease_read(&guest, seen);
+                }
+            }
+            Event::Received { from, message } => self.receive(&from, message, actions),
+            Event::Local { guest, now } => self.member.local(guest, now),
+            Event::StartDone { guest, outcome } => {
+                if let Some((to, answer)) = self.member.start_done(&guest, outcome) {
+                    self.send_or_take(to, Message::Started(answer), actions);
+                }
+            }
+        }
+    }
+
+    fn take_inventory(&mut self, inventory: Inventory) {
+        let now_us = self.now_us;
+        self.peers
+            .retain(|name, _| inventory.hosts.contains_key(name));
+        for name in inventory.hosts.keys().filter(|name| **name != self.me) {
+            self.peers
+                .entry(name.clone())
+                .or_insert_with(|| Peer::new(now_us));
+        }
+        if let Some(leading) = &mut self.leading {
+            leading.take_inventory(&inventory);
+        }
+        self.inventory = Some(inventory);
+    }
+
+    fn take_leader_lease(&mut self, seen: LeaseSeen, actions: &mut Vec<Action>) {
+        self.lead_read = true;
+        if seen.epoch < self.lead_seen.epoch {
+            return;
+        }
+        let (epoch, mine) = (seen.epoch, self.is_me(&seen));
+        self.member.know_leader(epoch);
+        if self.lead_seen != seen {
+            self.contest = Contest::default();
+            self.member.report_soon();
+        }
+        self.lead_seen = seen;
+        match (&self.leading, mine, &self.inventory) {
+            (None, true, Some(inventory)) => {
+                self.leading = Some(Leading::new(epoch, inventory));
+                record(
+                    actions,
+                    Level::Info,
+                    &self.me,
+                    format!("leads the cluster, epoch {epoch}"),
+                );
+            }
+            (Some(leading), true, _) if leading.epoch == epoch => {}
+            (Some(_), _, _) => {
+                self.leading = None;
+                record(
+                    actions,
+                    Level::Info,
+                    &self.me,
+                    format!("no longer leads, epoch {epoch}"),
+                );
+            }
+            _ => {}
+        }
+    }
+
+    fn is_me(&self, seen: &LeaseSeen) -> bool {
+        seen.holder
+            .as_ref()
+            .is_some_and(|h| h.host == self.me && h.incarnation == self.incarnation)
+    }
+
+    fn receive(&mut self, from: &HostId, message: Message, actions: &mut Vec<Action>) {
+        let now_us = self.now_us;
+        // Whatever it says, it lives. A stranger is not listened to.
+        let Some(peer) = self.peers.get_mut(from) else {
+            return;
+        };
+        peer.heard(now_us);
+        self.take_message(from, message, actions);
+    }
+
+    fn take_message(&mut self, from: &HostId, message: Message, actions: &mut Vec<Action>) {
+        let now_us = self.now_us;
+        match message {
+            Message::Beat(beat) => self.member.know_leader(beat.leader_epoch),
+            Message::Report(report) => {
+                if let Some(leading) = &mut self.leading {
+                    let guests = leading.reported(from, report);
+                    if !guests.is_empty() {
+                        actions.push(Action::ReadLeases { guests });
+                    }
+                }
+            }
+            Message::Start(order) => {
+                let Some(inventory) = &self.inventory else {
+                    return;
+                };
+                let may_act = now_us < self.may_act_until_us;
+                let me = (&self.me, may_act);
+                match self.member.ordered(me, inventory, from, order) {
+                    Ok(start) => actions.extend(start),
+                    Err(refusal) => {
+                        self.send_or_take(from.clone(), Message::Started(refusal), actions);
+                    }
+                }
+            }
+            Message::Started(answer) => {
+                let settings = self.settings();
+                let incarnation = match self.peers.get(from) {
+                    Some(peer) => peer.incarnation(),
+                    None => Some(self.incarnation),
+                };
+                if let Some(leading) = &mut self.leading {
+                    actions.extend(leading.answered(now_us, from, incarnation, &answer, &settings));
+                }
+            }
+        }
+    }
+
+    /// Sends to a peer, or takes in at once what is for this host itself.
+    fn send_or_take(&mut self, to: HostId, message: Message, actions: &mut Vec<Action>) {
+        if to == self.me {
+            self.take_message(&to, message, actions);
+        } else {
+            actions.push(Action::Send { to, message });
+        }
+    }
+
+    fn beat(&mut self, actions: &mut Vec<Action>) {
+        if self.now_us < self.next_beat_us {
+            return;
+        }
+        self.next_beat_us = self.now_us + self.timings().beat_every_ms * 1000;
+        self.sequence += 1;
+        let beat = Beat {
+            incarnation: self.incarnation,
+            sequence: self.sequence,
+            leader_epoch: self.lead_seen.epoch,
+        };
+        for to in self.circle() {
+            actions.push(Action::Send {
+                to,
+                message: Message::Beat(beat.clone()),
+            });
+        }
+    }
+
+    /// Those this host beats to and expects beats from.
+    fn circle(&self) -> Vec<HostId> {
+        let all: Vec<&HostId> = self.peers.keys().collect();
+        if all.len() < FULL_MESH_HOSTS || self.leading.is_some() {
+            return all.into_iter().cloned().collect();
+        }
+        let after = all.partition_point(|name| **name < self.me);
+        let mut circle: Vec<HostId> = (0..NEIGHBOURS)
+            .flat_map(|step| [after + step, after + all.len() - 1 - step])
+            .map(|index| all[index % all.len()].clone())
+            .collect();
+        circle.extend(self.leader().filter(|leader| **leader != self.me).cloned());
+        circle.sort();
+        circle.dedup();
+        circle
+    }
+
+    fn judge_peers(&mut self, actions: &mut Vec<Action>) {
+        let (now_us, t, circle) = (self.now_us, self.timings(), self.circle());
+        let Some(inventory) = &self.inventory else {
+            return;
+        };
+        let mut heard = 0_u16;
+        for (name, peer) in &mut self.peers {
+            let expected = circle.binary_search(name).is_ok();
+            peer.expect(now_us, expected);
+            heard += u16::from(expected && peer.is_heard(now_us, &t));
+            let entry = inventory.hosts.get(name);
+            let wanted = match entry {
+                Some(entry) if entry.leaving => Wanted::Leaving,
+                Some(entry) if entry.maintenance => Wanted::Maintenance,
+                _ => Wanted::Service,
+            };
+            if let Some(change) = peer.judge(now_us, wanted, &t)
+                && self.leading.is_some()
+            {
+                record(actions, level_of(&change), name, words_of(name, &change));
+            }
+        }
+        let note = HostNote {
+            hears: heard,
+            of: circle.len() as u16,
+        };
+        if note != self.note {
+            self.note = note;
+            actions.push(Action::Publish(note));
+        }
+    }
+
+    /// Cut off: hears nobody although others live; responds once somebody else leads and
+    /// is heard by others, so that a dead switch does not stop the whole cluster.
+    fn judge_self(&mut self, actions: &mut Vec<Action>) {
+        let (now_us, t) = (self.now_us, self.timings());
+        let alone = self.note.of > 0
+            && self.peers.values().all(|peer| peer.is_cut_off(now_us, &t))
+            && self.peers.values().any(|peer| peer.beats(&t));
+        if alone != self.cut_off {
+            self.cut_off = alone;
+            let text = if alone {
+                format!(
+                    "hears none of {} peers, though some beat on the datastore",
+                    self.note.of
+                )
+            } else {
+                "is no longer cut off from its peers".to_string()
+            };
+            record(actions, Level::Warning, &self.me, text);
+        }
+        let response = self.settings().isolation_response;
+        if !alone || response == IsolationResponse::Leave || self.leading.is_some() {
+            return;
+        }
+        let leader = self.leader().and_then(|leader| self.peers.get(leader));
+        if !leader.is_some_and(|leader| leader.beats(&t) && leader.note().hears > 0) {
+            return;
+        }
+        let how = match response {
+            IsolationResponse::PowerOff => StopHow::PowerOff,
+            _ => StopHow::ShutDown,
+        };
+        actions.extend(
+            self.member
+                .stop_all(how, &format!("{} is isolated", self.me)),
+        );
+    }
+
+    fn seek_lead(&mut self, actions: &mut Vec<Action>) {
+        let (now_us, t) = (self.now_us, self.timings());
+        let me = (&self.me, self.incarnation);
+        if self.leading.is_some() {
+            if let Some(because) = self.contest.step_down(now_us, self.note, &self.peers, &t) {
+                self.leading = None;
+                self.contest = Contest::default();
+                actions.push(Action::ReleaseLeader { because });
+            }
+            return;
+        }
+        if !self.lead_read || now_us >= self.may_act_until_us {
+            return;
+        }
+        let vacancy = vacancy(&self.lead_seen, me, &self.peers, &t);
+        let entry = self
+            .inventory
+            .as_ref()
+            .and_then(|inventory| inventory.hosts.get(&self.me));
+        let resting = entry.is_some_and(|entry| entry.maintenance || entry.leaving);
+        let mine = (&self.me, self.note, resting);
+        if let Some(because) = self
+            .contest
+            .contend(now_us, vacancy.as_ref(), mine, &self.peers, &t)
+        {
+            let from_epoch = self.lead_seen.epoch;
+            actions.push(Action::ContendForLeader {
+                from_epoch,
+                because,
+            });
+        }
+    }
+
+    fn lead(&mut self, actions: &mut Vec<Action>) {
+        if !self.leads() {
+            return;
+        }
+        let (now_us, settings) = (self.now_us, self.settings());
+        let me = (&self.me, self.incarnation);
+        let Some(leading) = &mut self.leading else {
+            return;
+        };
+        let wanted = leading.step(now_us, me, &self.peers, &settings);
+        // Orders to this host itself are taken in at once, which may answer and so on;
+        // what the next step wants is left to it.
+        for action in wanted {
+            match action {
+                Action::Send { to, message } => self.send_or_take(to, message, actions),
+                other => actions.push(other),
+            }
+        }
+    }
+
+    fn report(&mut self, actions: &mut Vec<Action>) {
+        let Some(leader) = self.leader().cloned() else {
+            return;
+        };
+        if let Some(guests) = self.member.report(self.now_us) {
+            let report = Report {
+                incarnation: self.incarnation,
+                guests,
+            };
+            self.send_or_take(leader, Message::Report(report), actions);
+        }
+    }
+}
+
+fn record(actions: &mut Vec<Action>, level: Level, about: &str, text: String) {
+    actions.push(Action::Record(Record {
+        level,
+        about: about.into(),
+        text,
+    }));
+}
+
+fn level_of(change: &Change) -> Level {
+    match change.is {
+        HostState::Dead | HostState::StorageLost => Level::Error,
+        HostState::Suspect | HostState::Isolated => Level::Warning,
+        _ => Level::Info,
+    }
+}
+
+fn words_of(name: &str, change: &Change) -> String {
+    format!(
+        "{name} is {} (was {}): {}",
+        change.is.word(),
+        change.was.word(),
+        change.because
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::boxed::Box;
+
+    use super::*;
+    use crate::event::DatastoreBeat;
+    use crate::messages::{GuestState, Holder, LocalGuest, StartOutcome};
+    use crate::model::{Guest, Resources};
+    use crate::settings::HostEntry;
+
+    const MS: u64 = 1000;
+
+    fn inventory(hosts: &[&str], guests: &[&str]) -> Event {
+        let capacity = Resources::new(8000, 16 * 1024);
+        let entry = HostEntry {
+            capacity,
+            ..HostEntry::default()
+        };
+        let guest = Guest::sized(Resources::new(1000, 1024));
+        Event::Inventory(Box::new(Inventory {
+            hosts: hosts.iter().map(|h| ((*h).into(), entry.clone())).collect(),
+            guests: guests
+                .iter()
+                .map(|g| ((*g).into(), guest.clone()))
+                .collect(),
+            ..Inventory::default()
+        }))
+    }
+
+    fn held(epoch: u64, host: &str, incarnation: u64) -> LeaseSeen {
+        LeaseSeen {
+            epoch,
+            holder: Some(Holder {
+                host: host.into(),
+                incarnation,
+            }),
+        }
+    }
+
+    fn leader(brain: &mut Brain, now_us: u64, hosts: &[&str], guests: &[&str]) {
+        brain.step(now_us, inventory(hosts, guests));
+        brain.step(
+            now_us,
+            Event::OwnBeat {
+                may_act_until_us: u64::MAX,
+            },
+        );
+        let actions = brain.step(now_us, Event::LeaderLease(LeaseSeen::default()));
+        assert!(
+            actions
+                .iter()
+                .any(|a| matches!(a, Action::ContendForLeader { from_epoch: 0, .. }))
+        );
+        let actions = brain.step(now_us, Event::LeaderLease(held(1, "a", 7)));
+        let all: Vec<String> = guests.iter().map(|g| (*g).to_string()).collect();
+        assert!(
+            actions.contains(&Action::ReadLeases { guests: all }),
+            "{actions:?}"
+        );
+    }
+
+    #[test]
+    fn a_lone_host_leads_and_starts_what_shall_run() {
+        let mut brain = Brain::new("a".into(), 7);
+        leader(&mut brain, 1000, &["a"], &["web"]);
+        let guest = String::from("web");
+        let seen = LeaseSeen::default();
+        let actions = brain.step(
+            2000,
+            Event::GuestLease {
+                guest: guest.clone(),
+                seen,
+            },
+        );
+        let [
+            Action::Start {
+                from_epoch: 0,
+                because,
+                ..
+            },
+        ] = &actions[..]
+        else {
+            panic!("{actions:?}")
+        };
+        assert!(because.contains("nobody holds it"), "{because}");
+        let outcome = StartOutcome::Running { epoch: 1 };
+        brain.step(
+            3000,
+            Event::StartDone {
+                guest: guest.clone(),
+                outcome,
+            },
+        );
+        let local = LocalGuest {
+            epoch: 1,
+            state: GuestState::Running { beating: false },
+            running_ms: 0,
+        };
+        brain.step(
+            3000,
+            Event::Local {
+                guest,
+                now: Some(local),
+            },
+        );
+        assert_eq!(
+            brain.cluster().unwrap().guests["web"].host.as_deref(),
+            Some("a")
+        );
+        assert!(brain.step(4000, Event::Tick).is_empty());
+    }
+
+    #[test]
+    fn a_dead_hosts_guest_is_restarted_after_w_and_not_before() {
+        let mut brain = Brain::new("a".into(), 7);
+        leader(&mut brain, 0, &["a", "b"], &["web"]);
+        let web = String::from("web");
+        brain.step(
+            0,
+            Event::GuestLease {
+                guest: web.clone(),
+                seen: held(4, "b", 9),
+            },
+        );
+        let beat = |counter| {
+            let note = HostNote::default();
+            let beat = Some(DatastoreBeat {
+                incarnation: 9,
+                counter,
+                note,
+            });
+            Event::BeatRead {
+                host: "b".into(),
+                beat,
+            }
+        };
+        let (mut started_ms, mut now_ms) = (None, 0);
+        while now_ms < 8000 && started_ms.is_none() {
+            now_ms += 50;
+            let event = match now_ms % 250 {
+                // Host b dies at 2 s.
+                0 => beat(now_ms.min(2000)),
+                50 if now_ms < 2000 => {
+                    let beat = Beat {
+                        incarnation: 9,
+                        sequence: now_ms,
+                        leader_epoch: 1,
+                    };
+                    Event::Received {
+                        from: "b".into(),
+                        message: Message::Beat(beat),
+                    }
+                }
+                _ => Event::Tick,
+            };
+            let actions = brain.step(now_ms * MS, event);
+            if actions
+                .iter()
+                .any(|a| matches!(a, Action::Start { from_epoch: 4, .. }))
+            {
+                started_ms = Some(now_ms);
+            }
+        }
+        assert_eq!(started_ms, Some(5000));
+        assert_eq!(brain.peer("b").unwrap().0, HostState::Dead);
+    }
+
+    #[test]
+    fn a_stale_leader_is_not_obeyed() {
+        let mut brain = Brain::new("b".into(), 9);
+        brain.step(0, inventory(&["a", "b"], &["web"]));
+        brain.step(
+            0,
+            Event::OwnBeat {
+                may_act_until_us: u64::MAX,
+            },
+        );
+        brain.step(0, Event::LeaderLease(held(5, "a", 7)));
+        let order = |leader_epoch| Event::Received {
+            from: "a".into(),
+            message: Message::Start(crate::messages::StartOrder {
+                guest: "web".into(),
+                leader_epoch,
+                from_epoch: 3,
+                because: String::new(),
+            }),
+        };
+        let actions = brain.step(1, order(4));
+        assert!(
+            actions.iter().all(|a| !matches!(a, Action::Start { .. })),
+            "{actions:?}"
+        );
+        let actions = brain.step(2, order(5));
+        assert!(
+            actions
+                .iter()
+                .any(|a| matches!(a, Action::Start { from_epoch: 3, .. }))
+        );
+    }
+}

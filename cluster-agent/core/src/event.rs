@@ -1,0 +1,167 @@
+//! What the brain is told and what it wants done: its whole contact with the world.
+
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use crate::messages::{HostNote, Incarnation, LeaseSeen, LocalGuest, Message, StartOutcome};
+use crate::model::{GuestId, HostId};
+use crate::settings::Inventory;
+
+/// What the brain is told. Deliver each as it happens, with the boottime clock read when it
+/// was known to be true (for a read: when the read was *sent*).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Time passed. Deliver at least every 50 ms.
+    Tick,
+    /// What the datastore says about the cluster: once at the start, before anything else
+    /// is decided, and whenever it changed.
+    Inventory(Box<Inventory>),
+    /// Another host's heartbeat record was read (every `beat_every_ms`, on every host);
+    /// `None`: there is no readable record.
+    BeatRead {
+        /// Whose.
+        host: HostId,
+        /// What it said.
+        beat: Option<DatastoreBeat>,
+    },
+    /// A storage access of ours failed or went unanswered for longer than a beat.
+    StorageFailed {
+        /// Which, and why.
+        what: String,
+    },
+    /// Our own datastore heartbeat was written.
+    OwnBeat {
+        /// Until when our leases stand, on the same clock as `now_us`.
+        may_act_until_us: u64,
+    },
+    /// The leader lease was read (every `beat_every_ms`, on every host; and at once after
+    /// [`Action::ContendForLeader`], won or lost).
+    LeaderLease(LeaseSeen),
+    /// A guest's lease was read: answers to [`Action::ReadLeases`].
+    GuestLease {
+        /// Whose.
+        guest: GuestId,
+        /// What it said.
+        seen: LeaseSeen,
+    },
+    /// A message of an authenticated peer arrived.
+    Received {
+        /// The sender, as its certificate says.
+        from: HostId,
+        /// What it said.
+        message: Message,
+    },
+    /// A guest on this host changed (also: found running after an agent restart).
+    /// `None`: it is no longer here and its lease is released or lost.
+    Local {
+        /// Which.
+        guest: GuestId,
+        /// What it does.
+        now: Option<LocalGuest>,
+    },
+    /// How an [`Action::Start`] went.
+    StartDone {
+        /// Which guest.
+        guest: GuestId,
+        /// How it went.
+        outcome: StartOutcome,
+    },
+}
+
+/// A heartbeat record as read from the datastore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DatastoreBeat {
+    /// The host's incarnation.
+    pub incarnation: Incarnation,
+    /// Counts up with each write.
+    pub counter: u64,
+    /// What the host added.
+    pub note: HostNote,
+}
+
+/// What the brain wants done. Each is carried out in order; none waits for another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Send to a peer; losing it is allowed.
+    Send {
+        /// To whom.
+        to: HostId,
+        /// What.
+        message: Message,
+    },
+    /// Add this to our datastore heartbeat from now on.
+    Publish(HostNote),
+    /// Try to take the leader lease over from this epoch, then deliver
+    /// [`Event::LeaderLease`]. The lease itself decides whether that is allowed.
+    ContendForLeader {
+        /// The epoch as last read.
+        from_epoch: u64,
+        /// Why now and why us.
+        because: String,
+    },
+    /// Release the leader lease; another host serves the cluster better.
+    ReleaseLeader {
+        /// Why.
+        because: String,
+    },
+    /// Read the leases of these guests and deliver each as [`Event::GuestLease`]. What could
+    /// not be read is not delivered and will be asked for again.
+    ReadLeases {
+        /// Which.
+        guests: Vec<GuestId>,
+    },
+    /// Take this guest's lease over from this epoch (waiting for its holder's lapse to be
+    /// certain where need be), start it here, then deliver [`Event::StartDone`]. Deliver
+    /// [`Event::Local`] as its state changes.
+    Start {
+        /// Which guest.
+        guest: GuestId,
+        /// The lease epoch to take over from.
+        from_epoch: u64,
+        /// Why.
+        because: String,
+    },
+    /// Stop this guest here, release its lease and do not restart it here.
+    Stop {
+        /// Which guest.
+        guest: GuestId,
+        /// How.
+        how: StopHow,
+        /// Why.
+        because: String,
+    },
+    /// Add to the cluster's event history.
+    Record(Record),
+}
+
+/// How a guest is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopHow {
+    /// By its power button, switched off after the usual grace.
+    ShutDown,
+    /// At once.
+    PowerOff,
+}
+
+/// An entry of the event history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// How much it matters.
+    pub level: Level,
+    /// The host or guest it is about, or `cluster`.
+    pub about: String,
+    /// What happened and why, in words and numbers.
+    pub text: String,
+}
+
+/// How much an event matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// For the record.
+    Info,
+    /// Something is not as it should be, and is being dealt with.
+    Warning,
+    /// Somebody has to act.
+    Error,
+}

@@ -1,0 +1,547 @@
+//! Restarting guests that nobody runs: in which order, where, how often.
+//!
+//! ```text
+//!            lost                    placed                answer: running
+//!   held ----------> to be started ---------> ordered -----------------------> held
+//!                     ^   ^   |  \               |  answer: failed, or none in time
+//!        room appears |   |   |   \ no room      v
+//!                  waits for room  `-------   tried elsewhere, later; given up after
+//!                         waits for another   `start_attempts`
+//! ```
+//!
+//! What is kept here is only orders under way and failures counted. A new leader starts
+//! with nothing and derives everything from leases: at worst it orders what the old leader
+//! ordered, and the lease lets one of both win.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use crate::messages::{GuestState, StartOutcome};
+use crate::model::{Cluster, Desired, GuestId, HostId, Priority, Readiness, Resources};
+use crate::owners::{Loss, Owners, Whereabouts};
+use crate::placement::{Usage, place, usage};
+use crate::rules::RuleBook;
+use crate::settings::Settings;
+
+/// Most orders given in one step.
+const MAX_ORDERS_PER_STEP: usize = 64;
+/// How many places are searched for guests that then fit nowhere, in one step.
+const MAX_MISSES_PER_STEP: usize = 64;
+/// Longest pause between two tries of a guest.
+const MAX_RETRY_US: u64 = 300_000_000;
+/// Longest chain along which a waiting guest lends its priority.
+const MAX_CHAIN: usize = 16;
+
+/// What the leader decides about a guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// Start it there.
+    Order {
+        /// Which.
+        guest: GuestId,
+        /// Where.
+        host: HostId,
+        /// The lease epoch to take over from.
+        from_epoch: u64,
+        /// Why it is to be started and why there.
+        because: String,
+    },
+    /// It has to wait; said once per reason.
+    Waits {
+        /// Which.
+        guest: GuestId,
+        /// For what.
+        because: String,
+    },
+    /// A start failed or was not answered.
+    Failed {
+        /// Which.
+        guest: GuestId,
+        /// Where, why, and what happens next.
+        because: String,
+    },
+}
+
+/// What is to be decided on.
+pub struct Situation<'a> {
+    /// The cluster with each guest on the host that holds it.
+    pub cluster: &'a Cluster,
+    /// Where each guest is.
+    pub whereabouts: &'a BTreeMap<GuestId, Whereabouts>,
+    /// What is known of them besides.
+    pub owners: &'a Owners,
+    /// Settings.
+    pub settings: &'a Settings,
+}
+
+#[derive(Debug, Clone)]
+struct Ordered {
+    host: HostId,
+    from_epoch: u64,
+    since_us: u64,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Trouble {
+    attempts: u32,
+    tried: BTreeSet<HostId>,
+    not_before_us: u64,
+}
+
+/// The restarts under way.
+#[derive(Debug, Clone, Default)]
+pub struct Failover {
+    orders: BTreeMap<GuestId, Ordered>,
+    troubles: BTreeMap<GuestId, Trouble>,
+    lost_since_us: BTreeMap<GuestId, u64>,
+    said: BTreeMap<GuestId, String>,
+}
+
+impl Failover {
+    /// Guests ordered and not yet answered, with their targets.
+    pub fn under_way(&self) -> impl Iterator<Item = (&GuestId, &HostId)> {
+        self.orders
+            .iter()
+            .map(|(guest, ordered)| (guest, &ordered.host))
+    }
+
+    /// Guests that wait, and for what.
+    pub fn waiting(&self) -> impl Iterator<Item = (&GuestId, &String)> {
+        self.said.iter()
+    }
+
+    /// Gives a guest, or all, a fresh start: the operator changed something.
+    pub fn forgive(&mut self, guest: Option<&GuestId>) {
+        match guest {
+            Some(guest) => {
+                self.troubles.remove(guest);
+            }
+            None => self.troubles.clear(),
+        }
+    }
+
+    /// A member answered an order.
+    pub fn answered(
+        &mut self,
+        now_us: u64,
+        host: &HostId,
+        guest: &GuestId,
+        outcome: &StartOutcome,
+        settings: &Settings,
+    ) -> Option<Decision> {
+        if self
+            .orders
+            .get(guest)
+            .is_none_or(|ordered| ordered.host != *host)
+        {
+            return None;
+        }
+        self.orders.remove(guest);
+        match outcome {
+            StartOutcome::Running { .. } => {
+                self.troubles.remove(guest);
+                self.said.remove(guest);
+                None
+            }
+            StartOutcome::LostRace { .. } => None,
+            StartOutcome::Failed { why } => Some(self.failed(guest, host, why, settings)),
+            StartOutcome::Refused { why } => {
+                let trouble = self.troubles.entry(guest.clone()).or_default();
+                trouble.tried.insert(host.clone());
+                trouble.not_before_us = now_us + settings.timings.beat_every_ms * 1000;
+                Some(Decision::Failed {
+                    guest: guest.clone(),
+                    because: format!("{host} refused to start it: {why}"),
+                })
+            }
+        }
+    }
+
+    fn failed(
+        &mut self,
+        guest: &GuestId,
+        host: &HostId,
+        why: &str,
+        settings: &Settings,
+    ) -> Decision {
+        let trouble = self.troubles.entry(guest.clone()).or_default();
+        trouble.attempts += 1;
+        trouble.tried.insert(host.clone());
+        let next = if trouble.attempts >= settings.start_attempts {
+            "given up until somebody acts".to_string()
+        } else {
+            "will be tried elsewhere".to_string()
+        };
+        Decision::Failed {
+            guest: guest.clone(),
+            because: format!(
+                "attempt {} of {} on {host}: {why}; {next}",
+                trouble.attempts, settings.start_attempts
+            ),
+        }
+    }
+
+    /// Decides what to do now.
+    pub fn step(&mut self, now_us: u64, at: &Situation<'_>) -> Vec<Decision> {
+        let mut decisions = self.overdue(now_us, at.settings);
+        let lost = self.lost(now_us, at);
+        if lost.is_empty() {
+            return decisions;
+        }
+        let mut plan = Plan::new(self, at);
+        let ranks = ranks(at.cluster, &lost);
+        let mut queue: Vec<&GuestId> = lost.keys().copied().collect();
+        queue.sort_by_key(|guest| (ranks[*guest], *guest));
+        let (mut orders, mut misses) = (0, 0);
+        for guest in queue {
+            if orders >= MAX_ORDERS_PER_STEP || misses >= MAX_MISSES_PER_STEP {
+                break;
+            }
+            let (from_epoch, loss) = lost[guest];
+            match self.try_start(now_us, guest, loss, at, &mut plan) {
+                Next::Nothing => {}
+                Next::Waits(because) => {
+                    misses += 1;
+                    if self.said.get(guest) != Some(&because) {
+                        self.said.insert(guest.clone(), because.clone());
+                        decisions.push(Decision::Waits {
+                            guest: guest.clone(),
+                            because,
+                        });
+                    }
+                }
+                Next::Start(host, because) => {
+                    orders += 1;
+                    self.said.remove(guest);
+                    let ordered = Ordered {
+                        host: host.clone(),
+                        from_epoch,
+                        since_us: now_us,
+                    };
+                    self.orders.insert(guest.clone(), ordered);
+                    decisions.push(Decision::Order {
+                        guest: guest.clone(),
+                        host,
+                        from_epoch,
+                        because,
+                    });
+                }
+            }
+        }
+        decisions
+    }
+
+    /// Orders nobody answered count as failed.
+    fn overdue(&mut self, now_us: u64, settings: &Settings) -> Vec<Decision> {
+        let patience = settings.timings.order_patience_ms * 1000;
+        let late: Vec<(GuestId, HostId)> = self
+            .orders
+            .iter()
+            .filter(|(_, ordered)| now_us >= ordered.since_us + patience)
+            .map(|(guest, ordered)| (guest.clone(), ordered.host.clone()))
+            .collect();
+        late.into_iter()
+            .map(|(guest, host)| {
+                self.orders.remove(&guest);
+                let why = format!("no answer within {} ms", patience / 1000);
+                self.failed(&guest, &host, &why, settings)
+            })
+            .collect()
+    }
+
+    /// Guests that shall run and have no living holder; forgets what is over.
+    fn lost<'a>(
+        &mut self,
+        now_us: u64,
+        at: &Situation<'a>,
+    ) -> BTreeMap<&'a GuestId, (u64, &'a Loss)> {
+        let mut lost = BTreeMap::new();
+        for (guest, spec) in &at.cluster.guests {
+            match at.whereabouts.get(guest) {
+                Some(Whereabouts::Lost(epoch, loss)) if spec.desired == Desired::Running => {
+                    // The lease moved on under an order: it has been answered by events.
+                    if self
+                        .orders
+                        .get(guest)
+                        .is_some_and(|o| o.from_epoch != *epoch)
+                    {
+                        self.orders.remove(guest);
+                    }
+                    self.lost_since_us.entry(guest.clone()).or_insert(now_us);
+                    lost.insert(guest, (*epoch, loss));
+                }
+                Some(Whereabouts::Unknown) | None => {}
+                _ => self.over(guest),
+            }
+        }
+        self.orders
+            .retain(|guest, _| at.cluster.guests.contains_key(guest));
+        self.troubles
+            .retain(|guest, _| at.cluster.guests.contains_key(guest));
+        self.said
+            .retain(|guest, _| at.cluster.guests.contains_key(guest));
+        lost
+    }
+
+    fn over(&mut self, guest: &GuestId) {
+        self.orders.remove(guest);
+        self.lost_since_us.remove(guest);
+        self.said.remove(guest);
+    }
+
+    fn try_start(
+        &mut self,
+        now_us: u64,
+        guest: &GuestId,
+        loss: &Loss,
+        at: &Situation<'_>,
+        plan: &mut Plan<'_>,
+    ) -> Next {
+        let spec = &plan.cluster.guests[guest];
+        if self.orders.contains_key(guest) {
+            return Next::Nothing;
+        }
+        let only = match loss {
+            Loss::Lapsed(host, _) if !spec.protected => {
+                return Next::Waits(format!("it is not protected and {host} is not back"));
+            }
+            Loss::Rebooted(host) if !spec.protected => Some(host.clone()),
+            _ => None,
+        };
+        if let Some(because) = self.waits_for(now_us, guest, at) {
+            return Next::Waits(because);
+        }
+        let trouble = self.troubles.get(guest).cloned().unwrap_or_default();
+        if trouble.attempts >= at.settings.start_attempts {
+            return Next::Waits(format!("given up after {} attempts", trouble.attempts));
+        }
+        if now_us < trouble.not_before_us {
+            return Next::Nothing;
+        }
+        let mut avoid = trouble.tried.clone();
+        avoid.extend(plan.full(at.settings));
+        if let Some(only) = only {
+            avoid.extend(
+                plan.cluster
+                    .hosts
+                    .keys()
+                    .filter(|name| **name != only)
+                    .cloned(),
+            );
+        }
+        match place(&plan.cluster, &plan.book, &plan.usage, guest, &avoid) {
+            Ok(choice) => {
+                plan.take(guest, &choice.host);
+                Next::Start(choice.host, format!("{}; {}", why(loss), choice.because))
+            }
+            Err(nowhere) if trouble.tried.is_empty() => {
+                if plan.full(at.settings).next().is_some() {
+                    return Next::Waits(
+                        "the hosts that could take it are busy starting guests".into(),
+                    );
+                }
+                Next::Waits(nowhere.because)
+            }
+            Err(_) => {
+                // Tried everywhere it could go: begin anew after a pause.
+                let pause = retry_us(trouble.attempts, at.settings);
+                let trouble = self.troubles.entry(guest.clone()).or_default();
+                trouble.tried.clear();
+                trouble.not_before_us = now_us + pause;
+                Next::Nothing
+            }
+        }
+    }
+
+    /// What the guest has to wait for, if it has to.
+    fn waits_for(&self, now_us: u64, guest: &GuestId, at: &Situation<'_>) -> Option<String> {
+        let since = self.lost_since_us.get(guest).copied().unwrap_or(now_us);
+        let patience = at.settings.timings.dependency_patience_ms * 1000;
+        if now_us >= since + patience {
+            return None;
+        }
+        at.cluster.guests[guest]
+            .after
+            .iter()
+            .find(|(other, until)| {
+                at.cluster
+                    .guests
+                    .get(*other)
+                    .is_some_and(|o| o.desired == Desired::Running)
+                    && !depends_on(at.cluster, other, guest)
+                    && !ready(other, **until, at)
+            })
+            .map(|(other, until)| match until {
+                Readiness::Running => format!("it starts after {other} runs"),
+                Readiness::Heartbeat => format!("it starts after {other} has said that it lives"),
+                Readiness::DelayMs(ms) => format!("it starts after {other} has run for {ms} ms"),
+            })
+    }
+}
+
+enum Next {
+    Nothing,
+    Waits(String),
+    Start(HostId, String),
+}
+
+/// The cluster as it will be once the orders given are carried out.
+struct Plan<'a> {
+    cluster: Cluster,
+    book: RuleBook<'a>,
+    usage: Usage,
+    starting: BTreeMap<HostId, u32>,
+}
+
+impl<'a> Plan<'a> {
+    fn new(failover: &Failover, at: &Situation<'a>) -> Self {
+        let mut plan = Self {
+            cluster: at.cluster.clone(),
+            book: RuleBook::new(&at.cluster.rules),
+            usage: usage(at.cluster),
+            starting: BTreeMap::new(),
+        };
+        for (guest, spec) in &at.cluster.guests {
+            let Some(owned) = at.owners.get(guest) else {
+                continue;
+            };
+            let starting = owned
+                .report
+                .as_ref()
+                .is_some_and(|r| r.state == GuestState::Starting);
+            if let (Some(host), true) = (&spec.host, starting) {
+                *plan.starting.entry(host.clone()).or_default() += 1;
+            }
+            if let Some(used) = owned
+                .arriving
+                .as_ref()
+                .and_then(|host| plan.usage.get_mut(host))
+            {
+                used.reserved = used.reserved.plus(spec.reservation);
+                used.wanted = used.wanted.plus(spec.demand);
+            }
+        }
+        for (guest, host) in failover.under_way() {
+            plan.take(guest, host);
+        }
+        plan
+    }
+
+    fn take(&mut self, guest: &GuestId, host: &HostId) {
+        *self.starting.entry(host.clone()).or_default() += 1;
+        let Some(spec) = self.cluster.guests.get_mut(guest) else {
+            return;
+        };
+        if spec.host.replace(host.clone()).is_none()
+            && let Some(used) = self.usage.get_mut(host)
+        {
+            used.reserved = used.reserved.plus(spec.reservation);
+            used.wanted = used.wanted.plus(spec.demand);
+        }
+    }
+
+    /// Hosts that are starting as many guests as they may.
+    fn full(&self, settings: &Settings) -> impl Iterator<Item = HostId> {
+        let most = settings.starts_per_host.max(1);
+        self.starting
+            .iter()
+            .filter(move |(_, starting)| **starting >= most)
+            .map(|(host, _)| host.clone())
+            .collect::<Vec<_>>()
+            .into_iter()
+    }
+}
+
+fn why(loss: &Loss) -> String {
+    match loss {
+        Loss::Free => "it shall run and nobody holds it".into(),
+        Loss::Rebooted(host) => format!("its host {host} was rebooted"),
+        Loss::Lapsed(_, why) => why.clone(),
+    }
+}
+
+fn retry_us(attempts: u32, settings: &Settings) -> u64 {
+    ((settings.timings.retry_after_ms * 1000) << attempts.min(8)).min(MAX_RETRY_US)
+}
+
+fn ready(guest: &GuestId, until: Readiness, at: &Situation<'_>) -> bool {
+    if !matches!(at.whereabouts.get(guest), Some(Whereabouts::Held(_))) {
+        return false;
+    }
+    let Some(report) = at.owners.get(guest).and_then(|owned| owned.report.as_ref()) else {
+        return false;
+    };
+    match (report.state, until) {
+        (GuestState::Running { .. }, Readiness::Running) => true,
+        (GuestState::Running { beating }, Readiness::Heartbeat) => beating,
+        (GuestState::Running { .. }, Readiness::DelayMs(ms)) => report.running_ms >= ms,
+        _ => false,
+    }
+}
+
+/// Does `guest` wait for `other`, directly or through others? Then `other` cannot wait for it.
+fn depends_on(cluster: &Cluster, guest: &GuestId, other: &GuestId) -> bool {
+    let mut seen: BTreeSet<&GuestId> = BTreeSet::new();
+    let mut open: Vec<&GuestId> = Vec::from([guest]);
+    while let Some(next) = open.pop() {
+        let Some(spec) = cluster.guests.get(next) else {
+            continue;
+        };
+        for before in spec.after.keys() {
+            if before == other {
+                return true;
+            }
+            if seen.insert(before) {
+                open.push(before);
+            }
+        }
+    }
+    false
+}
+
+/// A guest that others wait for starts as early as the most urgent of them.
+fn ranks<'a>(
+    cluster: &'a Cluster,
+    lost: &BTreeMap<&'a GuestId, (u64, &Loss)>,
+) -> BTreeMap<&'a GuestId, (Priority, core::cmp::Reverse<Resources>)> {
+    let mut ranks: BTreeMap<&GuestId, Priority> = lost
+        .keys()
+        .map(|guest| (*guest, cluster.guests[*guest].priority))
+        .collect();
+    for _ in 0..MAX_CHAIN {
+        let mut settled = true;
+        for guest in lost.keys() {
+            let mine = ranks[*guest];
+            for before in cluster.guests[*guest].after.keys() {
+                if let Some(theirs) = ranks.get_mut(before)
+                    && *theirs > mine
+                {
+                    *theirs = mine;
+                    settled = false;
+                }
+            }
+        }
+        if settled {
+            break;
+        }
+    }
+    // Large ones first among equals: they are the hardest to find room for.
+    ranks
+        .into_iter()
+        .map(|(guest, rank)| {
+            let Resources { mcpu, memory_mib } = cluster.guests[guest].reservation;
+            (
+                guest,
+                (
+                    rank,
+                    core::cmp::Reverse(Resources {
+                        mcpu: memory_mib,
+                        memory_mib: mcpu,
+                    }),
+                ),
+            )
+        })
+        .collect()
+}

@@ -1,0 +1,244 @@
+//! What the leader does besides: know where every guest is, and restart what nobody runs.
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use crate::event::{Action, Level, Record};
+use crate::failover::{Decision, Failover, Situation};
+use crate::health::{HostState, Peer};
+use crate::messages::{
+    Holder, Incarnation, LeaseSeen, Message, Report, StartAnswer, StartOrder, StartOutcome,
+};
+use crate::model::{Cluster, Desired, GuestId, Host, HostId, HostMode};
+use crate::owners::{Owners, Whereabouts};
+use crate::settings::{Inventory, Settings};
+
+/// A lease that could not be read is asked for again after so long.
+const ASK_AGAIN_US: u64 = 2_000_000;
+
+/// The state of a leader.
+#[derive(Debug, Clone)]
+pub struct Leading {
+    /// The epoch of its lease.
+    pub epoch: u64,
+    /// Restarts under way.
+    pub failover: Failover,
+    owners: Owners,
+    cluster: Cluster,
+}
+
+impl Leading {
+    /// A leader that knows nothing yet but the inventory.
+    pub fn new(epoch: u64, inventory: &Inventory) -> Self {
+        let mut leading = Self {
+            epoch,
+            failover: Failover::default(),
+            owners: Owners::default(),
+            cluster: Cluster::default(),
+        };
+        leading.take_inventory(inventory);
+        leading
+    }
+
+    /// The cluster as it is.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// Guests that wait, and for what.
+    pub fn waiting(&self) -> Vec<(GuestId, String)> {
+        self.failover
+            .waiting()
+            .map(|(guest, why)| (guest.clone(), why.clone()))
+            .collect()
+    }
+
+    /// The inventory changed.
+    pub fn take_inventory(&mut self, inventory: &Inventory) {
+        self.owners
+            .retain(|guest| inventory.guests.contains_key(guest));
+        let hosts = inventory.hosts.iter().map(|(name, entry)| {
+            let mode = if entry.maintenance || entry.leaving {
+                HostMode::Maintenance
+            } else {
+                HostMode::Quiet
+            };
+            let host = Host {
+                capacity: entry.capacity,
+                mode,
+                groups: entry.groups.clone(),
+            };
+            (name.clone(), host)
+        });
+        let old = core::mem::take(&mut self.cluster);
+        self.cluster = Cluster {
+            hosts: hosts.collect(),
+            guests: inventory.guests.clone(),
+            rules: inventory.rules.clone(),
+        };
+        for (name, guest) in &mut self.cluster.guests {
+            guest.host = old.guests.get(name).and_then(|guest| guest.host.clone());
+        }
+    }
+
+    /// A guest's lease was read.
+    pub fn lease_read(&mut self, guest: &GuestId, seen: LeaseSeen) {
+        if self.cluster.guests.contains_key(guest) {
+            self.owners.lease_read(guest, seen);
+        }
+    }
+
+    /// A member reported. Returns the guests whose lease has to be read.
+    pub fn reported(&mut self, host: &HostId, report: Report) -> Vec<GuestId> {
+        let known = &self.cluster.guests;
+        let guests = report
+            .guests
+            .into_iter()
+            .filter(|(name, _)| known.contains_key(name));
+        let guests = guests.collect();
+        self.owners
+            .reported(host, report.incarnation, guests)
+            .into_iter()
+            .collect()
+    }
+
+    /// A member answered an order.
+    pub fn answered(
+        &mut self,
+        now_us: u64,
+        from: &HostId,
+        incarnation: Option<Incarnation>,
+        answer: &StartAnswer,
+        settings: &Settings,
+    ) -> Vec<Action> {
+        let mut actions = Vec::new();
+        let seen = match &answer.outcome {
+            StartOutcome::Running { epoch } => {
+                let epoch = *epoch;
+                incarnation.map(|incarnation| LeaseSeen {
+                    epoch,
+                    holder: Some(Holder {
+                        host: from.clone(),
+                        incarnation,
+                    }),
+                })
+            }
+            StartOutcome::LostRace { seen } => Some(seen.clone()),
+            StartOutcome::Failed { .. } => {
+                // The lease was taken and released: the next order needs its new epoch.
+                actions.push(Action::ReadLeases {
+                    guests: Vec::from([answer.guest.clone()]),
+                });
+                None
+            }
+            StartOutcome::Refused { .. } => None,
+        };
+        if let Some(seen) = seen {
+            self.lease_read(&answer.guest, seen);
+        }
+        let decision =
+            self.failover
+                .answered(now_us, from, &answer.guest, &answer.outcome, settings);
+        actions.extend(decision.map(|decision| self.carry_out(decision)));
+        actions
+    }
+
+    /// Looks at the cluster anew and restarts what has to be.
+    pub fn step(
+        &mut self,
+        now_us: u64,
+        me: (&HostId, Incarnation),
+        peers: &BTreeMap<HostId, Peer>,
+        settings: &Settings,
+    ) -> Vec<Action> {
+        let mut actions = Vec::new();
+        let wanted = self.cluster.guests.iter();
+        let wanted = wanted
+            .filter(|(_, g)| g.desired == Desired::Running)
+            .map(|(name, _)| name);
+        let guests = self.owners.to_ask(now_us, ASK_AGAIN_US, wanted);
+        if !guests.is_empty() {
+            actions.push(Action::ReadLeases { guests });
+        }
+        self.see_hosts(now_us, me.0, peers);
+        let whereabouts = self.see_guests(me, peers, settings);
+        let situation = Situation {
+            cluster: &self.cluster,
+            whereabouts: &whereabouts,
+            owners: &self.owners,
+            settings,
+        };
+        let decisions = self.failover.step(now_us, &situation);
+        actions.extend(
+            decisions
+                .into_iter()
+                .map(|decision| self.carry_out(decision)),
+        );
+        actions
+    }
+
+    fn see_hosts(&mut self, now_us: u64, me: &HostId, peers: &BTreeMap<HostId, Peer>) {
+        for (name, host) in &mut self.cluster.hosts {
+            let resting = host.mode == HostMode::Maintenance;
+            host.mode = match peers.get(name) {
+                None if name == me && !resting => HostMode::Active,
+                Some(peer) if peer.state().lapsed() => HostMode::Lost,
+                Some(peer) if peer.trusted(now_us) => HostMode::Active,
+                Some(peer) if peer.state() == HostState::Maintenance => HostMode::Maintenance,
+                _ if resting => HostMode::Maintenance,
+                _ => HostMode::Quiet,
+            };
+        }
+    }
+
+    fn see_guests(
+        &mut self,
+        me: (&HostId, Incarnation),
+        peers: &BTreeMap<HostId, Peer>,
+        settings: &Settings,
+    ) -> BTreeMap<GuestId, Whereabouts> {
+        let mut all = BTreeMap::new();
+        for (name, guest) in &mut self.cluster.guests {
+            let at = self.owners.whereabouts(name, me, peers, &settings.timings);
+            guest.host = match &at {
+                Whereabouts::Held(host) => Some(host.clone()),
+                _ => None,
+            };
+            all.insert(name.clone(), at);
+        }
+        all
+    }
+
+    fn carry_out(&self, decision: Decision) -> Action {
+        let record = |level, about: GuestId, text| Action::Record(Record { level, about, text });
+        match decision {
+            Decision::Order {
+                guest,
+                host,
+                from_epoch,
+                because,
+            } => {
+                let order = StartOrder {
+                    guest,
+                    leader_epoch: self.epoch,
+                    from_epoch,
+                    because,
+                };
+                Action::Send {
+                    to: host,
+                    message: Message::Start(order),
+                }
+            }
+            Decision::Waits { guest, because } => {
+                let text = format!("waits: {because}");
+                record(Level::Warning, guest, text)
+            }
+            Decision::Failed { guest, because } => {
+                let text = format!("start failed: {because}");
+                record(Level::Warning, guest, text)
+            }
+        }
+    }
+}

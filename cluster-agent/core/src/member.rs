@@ -1,0 +1,180 @@
+//! What every host does: report its guests, start what a leader orders.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use crate::event::{Action, StopHow};
+use crate::messages::{LocalGuest, StartAnswer, StartOrder, StartOutcome};
+use crate::model::{GuestId, HostId, Resources};
+use crate::settings::Inventory;
+
+/// A report is repeated so often even if nothing changed: any may be lost.
+const REPORT_EVERY_US: u64 = 1_000_000;
+
+/// A start under way here.
+#[derive(Debug, Clone)]
+struct Start {
+    from_epoch: u64,
+    ordered_by: HostId,
+}
+
+/// The guests of this host.
+#[derive(Debug, Clone, Default)]
+pub struct Member {
+    locals: BTreeMap<GuestId, LocalGuest>,
+    starts: BTreeMap<GuestId, Start>,
+    stopping: BTreeSet<GuestId>,
+    leader_epoch: u64,
+    next_report_us: u64,
+}
+
+impl Member {
+    /// A guest here changed.
+    pub fn local(&mut self, guest: GuestId, now: Option<LocalGuest>) {
+        if let Some(now) = now {
+            self.locals.insert(guest, now);
+        } else {
+            self.stopping.remove(&guest);
+            self.locals.remove(&guest);
+        }
+        self.report_soon();
+    }
+
+    /// There is (or was) a leader of this epoch: older ones are not obeyed.
+    pub fn know_leader(&mut self, epoch: u64) {
+        self.leader_epoch = self.leader_epoch.max(epoch);
+    }
+
+    /// The next report goes out at once.
+    pub fn report_soon(&mut self) {
+        self.next_report_us = 0;
+    }
+
+    /// What to report, if it is time.
+    pub fn report(&mut self, now_us: u64) -> Option<BTreeMap<GuestId, LocalGuest>> {
+        if now_us < self.next_report_us {
+            return None;
+        }
+        self.next_report_us = now_us + REPORT_EVERY_US;
+        Some(self.locals.clone())
+    }
+
+    /// A leader orders a start: begin it, or refuse.
+    pub fn ordered(
+        &mut self,
+        me: (&HostId, bool),
+        inventory: &Inventory,
+        from: &HostId,
+        order: StartOrder,
+    ) -> Result<Option<Action>, StartAnswer> {
+        if self
+            .starts
+            .get(&order.guest)
+            .is_some_and(|start| start.from_epoch == order.from_epoch)
+        {
+            // Asked again because the answer is late: it goes to whoever asked last.
+            let ordered_by = from.clone();
+            self.starts
+                .entry(order.guest)
+                .and_modify(|start| start.ordered_by = ordered_by);
+            return Ok(None);
+        }
+        if let Err(why) = self.check(me, inventory, &order) {
+            let outcome = StartOutcome::Refused { why };
+            return Err(StartAnswer {
+                guest: order.guest,
+                from_epoch: order.from_epoch,
+                outcome,
+            });
+        }
+        self.know_leader(order.leader_epoch);
+        let start = Start {
+            from_epoch: order.from_epoch,
+            ordered_by: from.clone(),
+        };
+        self.starts.insert(order.guest.clone(), start);
+        Ok(Some(Action::Start {
+            guest: order.guest,
+            from_epoch: order.from_epoch,
+            because: order.because,
+        }))
+    }
+
+    fn check(
+        &self,
+        me: (&HostId, bool),
+        inventory: &Inventory,
+        order: &StartOrder,
+    ) -> Result<(), String> {
+        let (me, may_act) = me;
+        if order.leader_epoch < self.leader_epoch {
+            return Err(format!(
+                "the order is of leader epoch {}, {} is known",
+                order.leader_epoch, self.leader_epoch
+            ));
+        }
+        if !may_act {
+            return Err("its own datastore heartbeat is overdue".to_string());
+        }
+        if self.locals.contains_key(&order.guest) || self.starts.contains_key(&order.guest) {
+            return Err("it is already here".to_string());
+        }
+        let Some(host) = inventory.hosts.get(me) else {
+            return Err(format!("{me} is not in the inventory"));
+        };
+        if host.maintenance || host.leaving {
+            return Err(format!("{me} is being emptied"));
+        }
+        let Some(guest) = inventory.guests.get(&order.guest) else {
+            return Err("this host has not read its spec yet".to_string());
+        };
+        let free = host.capacity.minus(self.reserved(inventory));
+        if !guest.reservation.fits(free) {
+            return Err(format!("it needs {}, {free} are free", guest.reservation));
+        }
+        Ok(())
+    }
+
+    fn reserved(&self, inventory: &Inventory) -> Resources {
+        let names: BTreeSet<&GuestId> = self.locals.keys().chain(self.starts.keys()).collect();
+        names
+            .into_iter()
+            .filter_map(|name| inventory.guests.get(name))
+            .fold(Resources::default(), |sum, guest| {
+                sum.plus(guest.reservation)
+            })
+    }
+
+    /// A start begun here ended: the answer and to whom it goes.
+    pub fn start_done(
+        &mut self,
+        guest: &GuestId,
+        outcome: StartOutcome,
+    ) -> Option<(HostId, StartAnswer)> {
+        let start = self.starts.remove(guest)?;
+        self.report_soon();
+        let answer = StartAnswer {
+            guest: guest.clone(),
+            from_epoch: start.from_epoch,
+            outcome,
+        };
+        Some((start.ordered_by, answer))
+    }
+
+    /// Stops every guest here that is not being stopped already.
+    pub fn stop_all(&mut self, how: StopHow, because: &str) -> Vec<Action> {
+        let mut actions = Vec::new();
+        for guest in self.locals.keys() {
+            if self.stopping.insert(guest.clone()) {
+                actions.push(Action::Stop {
+                    guest: guest.clone(),
+                    how,
+                    because: because.into(),
+                });
+            }
+        }
+        actions
+    }
+}

@@ -1,4 +1,5 @@
-//! How a device interrupts its guest: message-signalled vectors, and who routes them.
+//! How a device interrupts its guest, and how the guest rings a device: message-signalled
+//! vectors with their router, and doorbells.
 
 use std::io;
 use std::sync::Arc;
@@ -33,4 +34,17 @@ pub struct MsiRoute {
     pub gsi: u32,
     /// Signalled to raise the interrupt.
     pub trigger: Arc<EventFd>,
+}
+
+/// Turns guest writes to an address into signals of an eventfd, without leaving the kernel.
+///
+/// The real one is KVM's ioeventfd (any access width, no data match: api.rst
+/// `KVM_IOEVENTFD`, length 0); tests use a fake. A doorbell is an optimisation: a write that
+/// exits to us all the same is handed to the device, which rings the same eventfd.
+pub trait Doorbells: Send + Sync {
+    /// From now on a guest write to `address` (guest-physical) signals `bell`.
+    fn register(&self, address: u64, bell: &EventFd) -> io::Result<()>;
+
+    /// Undo [`Doorbells::register`] with the same arguments.
+    fn unregister(&self, address: u64, bell: &EventFd) -> io::Result<()>;
 }

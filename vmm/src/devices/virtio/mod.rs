@@ -5,6 +5,14 @@
 //! in flight (pause, reset, migration). Between the two the device runs on threads of its
 //! own; outside of them it has only plain state, which [`VirtioDevice::save`] copies.
 
+pub mod block;
+pub mod chain;
+pub mod common;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod transport;
+pub mod worker;
+
 use std::io;
 use std::sync::Arc;
 

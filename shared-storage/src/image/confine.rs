@@ -1,0 +1,116 @@
+//! Opening files without leaving the datastore, whatever a path or symlink says.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, open, openat2};
+
+use super::error::ImageError;
+
+/// How to open a file.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Access {
+    /// For writing too.
+    pub(super) write: bool,
+    /// Past the page cache.
+    pub(super) direct: bool,
+}
+
+impl Access {
+    fn flags(self) -> OFlags {
+        let mut flags = OFlags::CLOEXEC | OFlags::NONBLOCK;
+        flags |= if self.write {
+            OFlags::RDWR
+        } else {
+            OFlags::RDONLY
+        };
+        if self.direct {
+            flags |= OFlags::DIRECT;
+        }
+        flags
+    }
+}
+
+/// Open `path`, which must be a regular file or block device and, when there is a `root`, lie
+/// inside it even after every symlink is followed (openat2(2), `RESOLVE_BENEATH`).
+pub(super) fn open_file(
+    root: Option<&Path>,
+    path: &Path,
+    access: Access,
+) -> Result<File, ImageError> {
+    let act = if access.write { "write" } else { "read" };
+    let opened = match root {
+        None => openat2(
+            CWD,
+            path,
+            access.flags(),
+            Mode::empty(),
+            ResolveFlags::empty(),
+        ),
+        Some(root) => {
+            let inside = relative_to(root, path)?;
+            let directory = directory(root)?;
+            openat2(
+                &directory,
+                inside,
+                access.flags(),
+                Mode::empty(),
+                ResolveFlags::BENEATH,
+            )
+        }
+    };
+    let file = File::from(opened.map_err(|error| {
+        let error = io::Error::from(error);
+        match (error.kind(), root) {
+            (io::ErrorKind::CrossesDevices, Some(root)) => ImageError::Escapes {
+                path: path.into(),
+                root: root.into(),
+            },
+            // A direct open of a file system that cannot do it.
+            (io::ErrorKind::InvalidInput, _) if access.direct => ImageError::Unsupported {
+                path: path.into(),
+                why: "its file system cannot bypass the page cache; use direct=off".into(),
+            },
+            (io::ErrorKind::IsADirectory, _) => ImageError::NotAFile(path.into()),
+            _ => ImageError::from_io(act, path, error),
+        }
+    })?);
+    let kind = file
+        .metadata()
+        .map_err(|error| ImageError::from_io(act, path, error))?
+        .file_type();
+    if kind.is_file() || std::os::unix::fs::FileTypeExt::is_block_device(&kind) {
+        Ok(file)
+    } else {
+        Err(ImageError::NotAFile(path.into()))
+    }
+}
+
+fn directory(root: &Path) -> Result<OwnedFd, ImageError> {
+    let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+    open(root, flags, Mode::empty())
+        .map_err(|error| ImageError::from_io("open", root, error.into()))
+}
+
+/// `path` as seen from `root`. A path that does not even name the root is refused; `..` in
+/// what follows is left to the kernel.
+fn relative_to(root: &Path, path: &Path) -> Result<PathBuf, ImageError> {
+    let absolute = |path: &Path| std::path::absolute(path);
+    let escapes = || ImageError::Escapes {
+        path: path.into(),
+        root: root.into(),
+    };
+    let path = absolute(path).map_err(|_| escapes())?;
+    let plain = absolute(root).map_err(|_| escapes())?;
+    if let Ok(inside) = path.strip_prefix(&plain) {
+        return Ok(inside.to_path_buf());
+    }
+    let canonical = root
+        .canonicalize()
+        .map_err(|error| ImageError::from_io("open", root, error))?;
+    path.strip_prefix(canonical)
+        .map(Path::to_path_buf)
+        .map_err(|_| escapes())
+}

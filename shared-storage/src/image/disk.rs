@@ -1,0 +1,520 @@
+//! An open disk: vectored I/O between guest memory and an image, raw or qcow2.
+//!
+//! ```text
+//!            acquire (lock, read metadata)
+//!   released ─────────────────────────────► held ── read, write, flush, discard ──┐
+//!      ▲                                    │  ▲                                  │
+//!      └──── release (flush, unlock) ───────┘  └──────────────────────────────────┘
+//! ```
+//!
+//! The target of a migration opens its disks *deferred*: everything that can fail early has
+//! been checked, nothing is locked or cached until the source has let go.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+
+use imago::io_buffers::{IoVector, IoVectorMut};
+use imago::qcow2::Qcow2;
+use imago::raw::Raw;
+use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, Mapping, StorageExt};
+use serde::{Deserialize, Serialize};
+use vm_memory::VolatileSlice;
+use vm_memory::bitmap::BitmapSlice;
+
+use super::confine::{Access, open_file};
+use super::error::{DiskError, ImageError};
+use super::file::{Guard, GuardedFile, file_bytes};
+use super::header::Header;
+use super::lock::Kind;
+use crate::gate::{AlwaysOpen, Gate};
+
+/// Most images under the topmost one.
+pub const MAX_BACKING_IMAGES: usize = 16;
+/// Bytes of a sector, the unit of a disk's size.
+pub const SECTOR_BYTES: u64 = 512;
+
+/// How an image stores its disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// Byte for byte.
+    Raw,
+    /// QEMU's copy-on-write format.
+    Qcow2,
+}
+
+impl Format {
+    /// Its name in specs and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+
+    /// The format of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "raw" => Some(Self::Raw),
+            "qcow2" => Some(Self::Qcow2),
+            _ => None,
+        }
+    }
+}
+
+/// Which image to open, and how.
+#[derive(Debug, Clone)]
+pub struct DiskOptions {
+    /// The image file, or a block device.
+    pub path: PathBuf,
+    /// Its format. Never guessed: a guest could make its raw disk look like something else.
+    pub format: Format,
+    /// Refuse writes, and share the image with other readers.
+    pub readonly: bool,
+    /// Bypass the host's page cache.
+    pub direct: bool,
+    /// The image and everything below it must lie inside this directory (the datastore).
+    pub root: Option<PathBuf>,
+    /// Asked before every system call that moves data.
+    pub gate: Arc<dyn Gate>,
+    /// Check everything but leave the image unlocked until [`Disk::acquire`].
+    pub deferred: bool,
+}
+
+impl DiskOptions {
+    /// A writable image without a lease or a datastore, through the page cache.
+    pub fn new(path: impl Into<PathBuf>, format: Format) -> Self {
+        Self {
+            path: path.into(),
+            format,
+            readonly: false,
+            direct: false,
+            root: None,
+            gate: Arc::new(AlwaysOpen),
+            deferred: false,
+        }
+    }
+}
+
+type Image = FormatAccess<GuardedFile>;
+
+/// An open disk. All methods may be called from several threads at once.
+#[derive(Debug)]
+pub struct Disk {
+    options: DiskOptions,
+    guard: Arc<Guard>,
+    top: GuardedFile,
+    bytes: AtomicU64,
+    image: RwLock<Option<Image>>,
+}
+
+impl Disk {
+    /// Open, check and (unless `deferred`) lock an image.
+    pub fn open(options: DiskOptions) -> Result<Self, ImageError> {
+        let guard = Arc::new(Guard::new(options.gate.clone()));
+        let (top, bytes) = open_layer(&options, &options.path, options.format, true, &guard)?;
+        let bytes = AtomicU64::new(bytes);
+        let disk = Self {
+            options,
+            guard,
+            top,
+            bytes,
+            image: RwLock::new(None),
+        };
+        if disk.options.deferred {
+            disk.guard.set_held(false);
+            disk.check_chain()?;
+        } else {
+            disk.acquire()?;
+        }
+        Ok(disk)
+    }
+
+    /// Lock the image and read its metadata afresh. Does nothing when it is held already.
+    pub fn acquire(&self) -> Result<(), ImageError> {
+        let mut image = self.image.write().unwrap_or_else(PoisonError::into_inner);
+        if image.is_some() {
+            return Ok(());
+        }
+        let path = &self.options.path;
+        let kind = if self.options.readonly {
+            Kind::Shared
+        } else {
+            Kind::Exclusive
+        };
+        if !self
+            .top
+            .lock(kind)
+            .map_err(|error| ImageError::from_io("lock", path, error))?
+        {
+            return Err(ImageError::Locked(path.clone()));
+        }
+        self.guard.set_held(true);
+        match self.build() {
+            Ok(built) => {
+                self.bytes.store(
+                    built.size() / SECTOR_BYTES * SECTOR_BYTES,
+                    Ordering::Release,
+                );
+                *image = Some(built);
+                Ok(())
+            }
+            Err(error) => {
+                self.guard.set_held(false);
+                let _ = self.top.unlock();
+                Err(error)
+            }
+        }
+    }
+
+    /// Write back what is cached and let go of the image, so that another host may
+    /// [`Disk::acquire`] it. On error the disk is still held. Does nothing when not held.
+    pub fn release(&self) -> Result<(), DiskError> {
+        let mut image = self.image.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(held) = image.as_ref() else {
+            return Ok(());
+        };
+        if !self.options.readonly {
+            self.judge(|| held.flush().and_then(|()| held.sync()))?;
+        }
+        self.guard.set_held(false);
+        *image = None;
+        self.top.unlock()?;
+        Ok(())
+    }
+
+    /// Bytes that the guest sees; a multiple of [`SECTOR_BYTES`].
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Acquire)
+    }
+
+    /// Whether writes are refused.
+    pub fn readonly(&self) -> bool {
+        self.options.readonly
+    }
+
+    /// Path of the topmost image.
+    pub fn path(&self) -> &Path {
+        &self.options.path
+    }
+
+    /// Requests that are not aligned to this many bytes cost a read-modify-write.
+    pub fn preferred_align(&self) -> usize {
+        self.top.request_align().max(SECTOR_BYTES as usize)
+    }
+
+    /// Fill `slices` from `offset`, and mark them dirty. May leave part of them written on
+    /// error.
+    pub fn read_at<'a, B: BitmapSlice>(
+        &self,
+        offset: u64,
+        slices: &'a [VolatileSlice<'a, B>],
+    ) -> Result<(), DiskError> {
+        self.check_range(offset, slices.iter().map(|slice| slice.len() as u64).sum())?;
+        self.with_image(|image| {
+            // The guard marks the slices dirty when it goes, after the data has arrived.
+            let (vector, _marks) = IoVectorMut::from_volatile_slice(slices);
+            image.readv(vector, offset)
+        })
+    }
+
+    /// Write `slices` to `offset`. The bytes are durable after [`Disk::flush`].
+    pub fn write_at<'a, B: BitmapSlice>(
+        &self,
+        offset: u64,
+        slices: &'a [VolatileSlice<'a, B>],
+    ) -> Result<(), DiskError> {
+        self.check_write(offset, slices.iter().map(|slice| slice.len() as u64).sum())?;
+        self.with_image(|image| {
+            let (vector, _alive) = IoVector::from_volatile_slice(slices);
+            image.writev(vector, offset)
+        })
+    }
+
+    /// Make everything written so far durable.
+    pub fn flush(&self) -> Result<(), DiskError> {
+        if self.options.readonly {
+            return Ok(());
+        }
+        self.with_image(|image| {
+            image.flush()?;
+            image.sync()
+        })
+    }
+
+    /// The guest no longer needs this range; it may be freed, and reads anything until it is
+    /// written again.
+    pub fn discard(&self, offset: u64, bytes: u64) -> Result<(), DiskError> {
+        self.check_write(offset, bytes)?;
+        let done = match self.options.format {
+            Format::Raw => self.with_image(|image| {
+                // SAFETY: raw images map every byte to itself, whatever is discarded.
+                unsafe { image.discard_to_any_unsafe(offset, bytes) }
+            }),
+            Format::Qcow2 => self.with_image_alone(|image| image.discard_to_any(offset, bytes)),
+        };
+        match done {
+            // A discard is only ever advice.
+            Err(DiskError::Io(error)) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Make the range read as zeroes; with `unmap` its storage may be freed.
+    pub fn write_zeroes(&self, offset: u64, bytes: u64, unmap: bool) -> Result<(), DiskError> {
+        self.check_write(offset, bytes)?;
+        let done = match (self.options.format, unmap) {
+            (Format::Qcow2, true) => {
+                self.with_image_alone(|image| image.discard_to_zero(offset, bytes))
+            }
+            (Format::Raw, false) => self.with_image(|image| zero_allocated(image, offset, bytes)),
+            _ => self.with_image(|image| image.write_zeroes(offset, bytes)),
+        };
+        match done {
+            Err(DiskError::Io(error)) if error.kind() == io::ErrorKind::Unsupported => {
+                self.with_image(|image| zero_by_writing(image, offset, bytes))
+            }
+            other => other,
+        }
+    }
+
+    fn check_range(&self, offset: u64, bytes: u64) -> Result<(), DiskError> {
+        match offset.checked_add(bytes) {
+            Some(end) if end <= self.bytes() => Ok(()),
+            _ => Err(DiskError::Io(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{bytes} bytes at {offset} reach past the end of the disk"),
+            ))),
+        }
+    }
+
+    fn check_write(&self, offset: u64, bytes: u64) -> Result<(), DiskError> {
+        if self.options.readonly {
+            return Err(DiskError::Io(io::ErrorKind::ReadOnlyFilesystem.into()));
+        }
+        self.check_range(offset, bytes)
+    }
+
+    fn held(&self) -> RwLockReadGuard<'_, Option<Image>> {
+        self.image.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with_image(&self, act: impl FnOnce(&Image) -> io::Result<()>) -> Result<(), DiskError> {
+        let held = self.held();
+        let image = held.as_ref().ok_or_else(not_held)?;
+        self.judge(|| act(image))
+    }
+
+    /// Nobody else does I/O meanwhile: discarding moves what others may be writing to.
+    fn with_image_alone(
+        &self,
+        act: impl FnOnce(&mut Image) -> io::Result<()>,
+    ) -> Result<(), DiskError> {
+        let mut held = self.image.write().unwrap_or_else(PoisonError::into_inner);
+        let image = held.as_mut().ok_or_else(not_held)?;
+        self.judge(|| act(image))
+    }
+
+    /// Tell a shut gate from an error of the storage.
+    fn judge(&self, act: impl FnOnce() -> io::Result<()>) -> Result<(), DiskError> {
+        let before = self.guard.refusals();
+        act().map_err(|error| {
+            if self.guard.refusals() == before {
+                error.into()
+            } else {
+                crate::gate::Shut.into()
+            }
+        })
+    }
+
+    /// Open what a deferred disk will need later, and let it go again.
+    fn check_chain(&self) -> Result<(), ImageError> {
+        let mut below = self.backing(&self.options.path, self.options.format)?;
+        for _ in 0..MAX_BACKING_IMAGES {
+            let Some((path, format)) = below else {
+                return Ok(());
+            };
+            open_layer(&self.options, &path, format, false, &self.guard)?;
+            below = self.backing(&path, format)?;
+        }
+        Err(ImageError::TooDeep {
+            path: self.options.path.clone(),
+            max: MAX_BACKING_IMAGES,
+        })
+    }
+
+    /// Build the format drivers, from the base up. The topmost file is locked.
+    fn build(&self) -> Result<Image, ImageError> {
+        let top = &self.options;
+        let mut layers = vec![(top.path.clone(), top.format)];
+        while let Some((path, format)) = layers.last()
+            && let Some(below) = self.backing(path, *format)?
+        {
+            if layers.len() > MAX_BACKING_IMAGES {
+                return Err(ImageError::TooDeep {
+                    path: top.path.clone(),
+                    max: MAX_BACKING_IMAGES,
+                });
+            }
+            layers.push(below);
+        }
+        let mut image = None;
+        while let Some((path, format)) = layers.pop() {
+            let is_top = layers.is_empty();
+            let file = if is_top {
+                self.top
+                    .try_clone()
+                    .map_err(|error| ImageError::from_io("open", &path, error))?
+            } else {
+                let (file, _) = open_layer(top, &path, format, false, &self.guard)?;
+                let locked = file.lock(Kind::Shared);
+                if !locked.map_err(|error| ImageError::from_io("lock", &path, error))? {
+                    return Err(ImageError::Locked(path));
+                }
+                file
+            };
+            let writable = is_top && !top.readonly;
+            let opened = open_format(file, format, writable, image.take());
+            image = Some(opened.map_err(|error| ImageError::from_io("open", &path, error))?);
+        }
+        image.ok_or_else(|| ImageError::Absent(top.path.clone()))
+    }
+
+    /// Path and format of the image below the one at `path`.
+    fn backing(
+        &self,
+        path: &Path,
+        format: Format,
+    ) -> Result<Option<(PathBuf, Format)>, ImageError> {
+        if format == Format::Raw {
+            return Ok(None);
+        }
+        let header = read_header(&self.options, path)?;
+        let Some(name) = header.backing_file else {
+            return Ok(None);
+        };
+        let unsupported = |why: String| ImageError::Unsupported {
+            path: path.into(),
+            why,
+        };
+        // Guessing would let the contents of a raw base decide what is opened.
+        let format = header.backing_format.ok_or_else(|| {
+            unsupported(
+                "it does not say the format of its backing file; \
+                 fix it with `qemu-img rebase -u -F`"
+                    .into(),
+            )
+        })?;
+        let format = Format::from_name(&format)
+            .ok_or_else(|| unsupported(format!("its backing file has format {format}")))?;
+        let directory = path.parent().unwrap_or(Path::new("."));
+        Ok(Some((directory.join(name), format)))
+    }
+}
+
+fn not_held() -> DiskError {
+    DiskError::Io(io::Error::other(
+        "the disk has been released to another host",
+    ))
+}
+
+fn open_format(
+    file: GuardedFile,
+    format: Format,
+    writable: bool,
+    below: Option<Image>,
+) -> io::Result<Image> {
+    let gate = DenyImplicitOpenGate::default();
+    Ok(match format {
+        Format::Raw => FormatAccess::new(Raw::builder(file).write(writable).open(gate)?),
+        Format::Qcow2 => {
+            let qcow2: Qcow2<GuardedFile> = Qcow2::builder(file)
+                .write(writable)
+                .backing(below)
+                .data_file(None)
+                .open(gate)?;
+            FormatAccess::new(qcow2)
+        }
+    })
+}
+
+/// Open and judge one file of the chain; returns it with its size as the guest sees it.
+fn open_layer(
+    options: &DiskOptions,
+    path: &Path,
+    format: Format,
+    is_top: bool,
+    guard: &Arc<Guard>,
+) -> Result<(GuardedFile, u64), ImageError> {
+    let access = Access {
+        write: is_top && !options.readonly,
+        direct: options.direct,
+    };
+    let file = open_file(options.root.as_deref(), path, access)?;
+    let file = GuardedFile::new(file, path.to_path_buf(), options.direct, guard.clone())
+        .map_err(|error| ImageError::from_io("open", path, error))?;
+    let bytes = match format {
+        Format::Raw => file.bytes(),
+        Format::Qcow2 => {
+            let header = read_header(options, path)?;
+            if header.corrupt && access.write {
+                return Err(ImageError::Unsupported {
+                    path: path.into(),
+                    why: "it is marked as damaged; repair it with `qemu-img check -r all`".into(),
+                });
+            }
+            header.virtual_bytes
+        }
+    };
+    if bytes < SECTOR_BYTES {
+        let why = format!("{bytes} bytes are less than one sector");
+        return Err(ImageError::Truncated {
+            path: path.into(),
+            why,
+        });
+    }
+    Ok((file, bytes / SECTOR_BYTES * SECTOR_BYTES))
+}
+
+fn read_header(options: &DiskOptions, path: &Path) -> Result<Header, ImageError> {
+    let access = Access {
+        write: false,
+        direct: false,
+    };
+    let file = open_file(options.root.as_deref(), path, access)?;
+    let bytes = file_bytes(&file).map_err(|error| ImageError::from_io("read", path, error))?;
+    Header::read(&file, bytes, path)
+}
+
+/// Zero a range of a raw image and keep its blocks.
+fn zero_allocated(image: &Image, mut offset: u64, mut bytes: u64) -> io::Result<()> {
+    while bytes > 0 {
+        let (mapping, length) = image.get_mapping(offset, bytes)?;
+        let Mapping::Raw {
+            storage,
+            offset: at,
+            ..
+        } = mapping
+        else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        storage.write_allocated_zeroes(at, length)?;
+        offset += length;
+        bytes -= length;
+    }
+    Ok(())
+}
+
+/// The slow way, for formats and file systems without any other.
+fn zero_by_writing(image: &Image, mut offset: u64, mut bytes: u64) -> io::Result<()> {
+    static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+    while bytes > 0 {
+        let count = bytes.min(ZEROES.len() as u64);
+        image.write(&ZEROES[..count as usize], offset)?;
+        offset += count;
+        bytes -= count;
+    }
+    Ok(())
+}

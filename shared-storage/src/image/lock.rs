@@ -1,0 +1,55 @@
+//! Open-file-description locks on the very descriptor that does the I/O.
+//!
+//! On NFSv4 such a lock ties the descriptor's writes to the lock's state on the server: a host
+//! that lost it gets EIO on every late write. Taking it also drops stale cached pages.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+/// Shared by readers, or exclusive for a writer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Any number of readers.
+    Shared,
+    /// One writer.
+    Exclusive,
+}
+
+/// Take the lock over the whole file without waiting; `false` when another description
+/// holds one that conflicts.
+pub fn take(file: &File, kind: Kind) -> io::Result<bool> {
+    let kind = match kind {
+        Kind::Shared => libc::F_RDLCK,
+        Kind::Exclusive => libc::F_WRLCK,
+    };
+    match set(file, kind) {
+        Ok(()) => Ok(true),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Give the lock back.
+pub fn release(file: &File) -> io::Result<()> {
+    set(file, libc::F_UNLCK)
+}
+
+fn set(file: &File, kind: libc::c_int) -> io::Result<()> {
+    let lock = libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    // SAFETY: the descriptor is open and `lock` outlives the call, which only reads it.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}

@@ -1,5 +1,25 @@
 //! The datastore: guest directories, disk images, heartbeats and leases on real files.
 
+pub mod atomic;
+pub mod clock;
+pub mod datastore;
+pub mod document;
+pub mod error;
+pub mod fence;
 pub mod gate;
+pub mod guest_dir;
+pub mod heartbeat;
 pub mod image;
+pub mod keeper;
+pub mod lease;
+pub mod page;
 pub mod trust;
+pub mod watcher;
+
+pub use clock::{DEFAULT_RUN_DIR, LocalHost};
+pub use datastore::{ClusterFile, Datastore};
+pub use document::Revised;
+pub use error::StoreError;
+pub use guest_dir::GuestDir;
+pub use keeper::{Keeper, Role};
+pub use watcher::{Sighting, Watcher};

@@ -1,0 +1,451 @@
+//! The layout of the datastore: one directory that every host mounts.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use storage_core::name::check_name;
+use storage_core::timing::Timing;
+
+use crate::atomic::{self, TEMPORARY, names, read_limited, sync_dir, temporary, write_synced};
+use crate::clock::random;
+use crate::document::{self, DOCUMENT_BYTES_LIMIT, Revised, parse_versioned};
+use crate::error::StoreError;
+use crate::guest_dir::GuestDir;
+use crate::lease::LeaseFiles;
+
+const CLUSTER_FILE: &str = "cluster.toml";
+const HOST_FILE: &str = "host.toml";
+const VERSION: u32 = 1;
+const DIRECTORIES: [&str; 4] = ["trust", "hosts", "images", "guests"];
+/// The subject of the lease that makes a host the leader.
+pub const LEADER: &str = "leader";
+
+/// What cluster.toml says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterFile {
+    version: u32,
+    /// Which cluster this is: 32 hexadecimal digits, made once.
+    #[serde(with = "hex_id")]
+    pub id: [u8; 16],
+    /// What people call it.
+    pub name: String,
+    /// The numbers of the lease protocol.
+    #[serde(default)]
+    pub timing: Timing,
+    /// Settings of the agents (automation, admission, threshold); their meaning is theirs.
+    #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
+    pub policy: toml::Table,
+}
+
+impl ClusterFile {
+    /// A new cluster with a random id.
+    pub fn new(name: &str, timing: Timing) -> Self {
+        Self {
+            version: VERSION,
+            id: random(),
+            name: name.into(),
+            timing,
+            policy: toml::Table::new(),
+        }
+    }
+}
+
+mod hex_id {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(id: &[u8; 16], to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&format!("{:032x}", u128::from_be_bytes(*id)))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<[u8; 16], D::Error> {
+        let text = String::deserialize(from)?;
+        let number = u128::from_str_radix(&text, 16)
+            .ok()
+            .filter(|_| text.len() == 32);
+        number
+            .map(u128::to_be_bytes)
+            .ok_or_else(|| D::Error::custom("id needs 32 hex digits"))
+    }
+}
+
+/// An open datastore. Cheap to clone; holds no descriptor.
+#[derive(Debug, Clone)]
+pub struct Datastore {
+    root: PathBuf,
+    cluster: ClusterFile,
+}
+
+impl Datastore {
+    /// Makes a datastore of an existing directory. cluster.toml appears last, so that a
+    /// crash leaves no half-made datastore that opens.
+    pub fn create(root: &Path, cluster: &ClusterFile) -> Result<Self, StoreError> {
+        let path = root.join(CLUSTER_FILE);
+        cluster
+            .timing
+            .check()
+            .map_err(|source| StoreError::Timing {
+                path: path.clone(),
+                source,
+            })?;
+        for name in DIRECTORIES {
+            let dir = root.join(name);
+            fs::create_dir_all(&dir).map_err(StoreError::io("create", &dir))?;
+        }
+        let text = toml::to_string_pretty(cluster).map_err(|error| StoreError::Invalid {
+            path: path.clone(),
+            why: error.to_string(),
+        })?;
+        let fresh = temporary(&path);
+        write_synced(&fresh, text.as_bytes())?;
+        let linked = fs::hard_link(&fresh, &path);
+        let ours = linked.is_ok() || document::same_file(&fresh, &path);
+        let _ = fs::remove_file(&fresh);
+        match linked {
+            Err(error) if !ours && error.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(StoreError::Exists(path));
+            }
+            Err(error) if !ours => return Err(StoreError::io("create", &path)(error)),
+            _ => sync_dir(root)?,
+        }
+        Self::open(root)
+    }
+
+    /// Opens a datastore: checks its version and refuses unsafe timings.
+    pub fn open(root: &Path) -> Result<Self, StoreError> {
+        let path = root.join(CLUSTER_FILE);
+        let bytes = match read_limited(&path, DOCUMENT_BYTES_LIMIT) {
+            Err(error) if error.io_kind() == Some(io::ErrorKind::NotFound) => {
+                return Err(StoreError::NotADatastore(root.into()));
+            }
+            other => other?,
+        };
+        let cluster: ClusterFile = parse_versioned(&path, &bytes, VERSION)?;
+        cluster
+            .timing
+            .check()
+            .map_err(|source| StoreError::Timing { path, source })?;
+        Ok(Self {
+            root: root.into(),
+            cluster,
+        })
+    }
+
+    /// Replaces the settings in cluster.toml; the id stays.
+    pub fn save_cluster(&mut self, cluster: ClusterFile) -> Result<(), StoreError> {
+        let path = self.root.join(CLUSTER_FILE);
+        let cluster = ClusterFile {
+            id: self.cluster.id,
+            ..cluster
+        };
+        cluster
+            .timing
+            .check()
+            .map_err(|source| StoreError::Timing {
+                path: path.clone(),
+                source,
+            })?;
+        let text = toml::to_string_pretty(&cluster).map_err(|error| StoreError::Invalid {
+            path: path.clone(),
+            why: error.to_string(),
+        })?;
+        atomic::replace(&path, text.as_bytes())?;
+        self.cluster = cluster;
+        Ok(())
+    }
+
+    /// The directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Its settings.
+    pub fn cluster(&self) -> &ClusterFile {
+        &self.cluster
+    }
+
+    /// Its timings.
+    pub fn timing(&self) -> &Timing {
+        &self.cluster.timing
+    }
+
+    /// Where the cluster's certificate authority lives.
+    pub fn trust_dir(&self) -> PathBuf {
+        self.root.join("trust")
+    }
+
+    /// The leases of the leadership.
+    pub fn leader_lease(&self) -> LeaseFiles {
+        LeaseFiles::new(&self.root, LEADER, LEADER, self.cluster.id)
+    }
+
+    // --- hosts ---
+
+    /// The hosts that ever joined, in order of their names.
+    pub fn hosts(&self) -> Result<Vec<String>, StoreError> {
+        self.named("hosts")
+    }
+
+    /// A host's directory, made if need be.
+    pub fn host_dir(&self, host: &str) -> Result<PathBuf, StoreError> {
+        let dir = self.path_of("hosts", host)?;
+        fs::create_dir_all(&dir).map_err(StoreError::io("create", &dir))?;
+        Ok(dir)
+    }
+
+    /// A host's heartbeat file.
+    pub fn heartbeat_path(&self, host: &str) -> Result<PathBuf, StoreError> {
+        Ok(self.path_of("hosts", host)?.join("heartbeat"))
+    }
+
+    /// What a host says about itself.
+    pub fn read_host<T: DeserializeOwned>(&self, host: &str) -> Result<T, StoreError> {
+        let path = self.path_of("hosts", host)?.join(HOST_FILE);
+        let bytes = read_limited(&path, DOCUMENT_BYTES_LIMIT)?;
+        parse_versioned(&path, &bytes, VERSION).map(|HostOnDisk { host, .. }| host)
+    }
+
+    /// Says something about a host. Only the host itself does, so that no revision is needed.
+    pub fn write_host<T: Serialize>(&self, name: &str, host: &T) -> Result<(), StoreError> {
+        let path = self.host_dir(name)?.join(HOST_FILE);
+        let text = toml::to_string_pretty(&HostOnDisk {
+            version: VERSION,
+            host,
+        })
+        .map_err(|error| StoreError::Invalid {
+            path: path.clone(),
+            why: error.to_string(),
+        })?;
+        atomic::replace(&path, text.as_bytes())
+    }
+
+    // --- images ---
+
+    /// The catalogue: names of the read-only images.
+    pub fn images(&self) -> Result<Vec<String>, StoreError> {
+        self.named("images")
+    }
+
+    /// An image's directory.
+    pub fn image_dir(&self, image: &str) -> Result<PathBuf, StoreError> {
+        let dir = self.path_of("images", image)?;
+        if dir.is_dir() {
+            Ok(dir)
+        } else {
+            Err(StoreError::Missing(dir))
+        }
+    }
+
+    // --- guests ---
+
+    /// The guests, in order of their names.
+    pub fn guests(&self) -> Result<Vec<String>, StoreError> {
+        self.named("guests")
+    }
+
+    /// A guest's directory.
+    pub fn guest(&self, name: &str) -> Result<GuestDir, StoreError> {
+        let dir = self.path_of("guests", name)?;
+        if !dir.is_dir() {
+            return Err(StoreError::Missing(dir));
+        }
+        Ok(GuestDir::new(dir, name, self.cluster.id))
+    }
+
+    /// Makes a guest: its directory appears whole, with its spec and whatever `fill` puts
+    /// into it (its disks), or not at all.
+    pub fn create_guest<T: Serialize>(
+        &self,
+        name: &str,
+        spec: &T,
+        fill: impl FnOnce(&Path) -> Result<(), StoreError>,
+    ) -> Result<GuestDir, StoreError> {
+        let dir = self.path_of("guests", name)?;
+        let fresh = temporary(&dir);
+        fs::create_dir(&fresh).map_err(StoreError::io("create", &fresh))?;
+        let made = document::write_first(&fresh.join(GuestDir::SPEC_FILE), spec)
+            .and_then(|()| fill(&fresh))
+            .and_then(|()| sync_dir(&fresh))
+            .and_then(|()| {
+                fs::rename(&fresh, &dir).map_err(|error| match error.kind() {
+                    io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty => {
+                        StoreError::Exists(dir.clone())
+                    }
+                    _ => StoreError::io("create", &dir)(error),
+                })
+            });
+        if let Err(error) = made {
+            let _ = fs::remove_dir_all(&fresh);
+            return Err(error);
+        }
+        sync_dir(&self.root.join("guests"))?;
+        self.guest(name)
+    }
+
+    /// Removes a guest with its disks. The caller holds its lease.
+    pub fn remove_guest(&self, name: &str) -> Result<(), StoreError> {
+        let dir = self.guest(name)?.path().to_owned();
+        let doomed = temporary(&dir);
+        fs::rename(&dir, &doomed).map_err(StoreError::io("remove", &dir))?;
+        sync_dir(&self.root.join("guests"))?;
+        fs::remove_dir_all(&doomed).map_err(StoreError::io("remove", &doomed))
+    }
+
+    /// Everything that is wrong with the datastore, without changing it.
+    pub fn validate(&self) -> Result<Vec<StoreError>, StoreError> {
+        let mut wrong = Vec::new();
+        for name in DIRECTORIES {
+            let dir = self.root.join(name);
+            if !dir.is_dir() {
+                wrong.push(StoreError::Missing(dir));
+            }
+        }
+        for host in self.named("hosts")? {
+            let path = self.heartbeat_path(&host)?;
+            if path.exists() {
+                wrong.extend(crate::heartbeat::read(&path).err());
+            }
+        }
+        for guest in self.named("guests")? {
+            let guest = self.guest(&guest)?;
+            wrong.extend(guest.spec::<toml::Table>().err());
+            wrong.extend(guest.lease().last().err());
+        }
+        wrong.extend(self.leader_lease().last().err());
+        Ok(wrong)
+    }
+
+    /// Temporary files and directories that a crash left behind, wherever they are.
+    pub fn leftovers(&self) -> Result<Vec<PathBuf>, StoreError> {
+        let mut found = Vec::new();
+        let mut dirs = vec![self.root.clone()];
+        for parent in DIRECTORIES {
+            let parent = self.root.join(parent);
+            dirs.extend(names(&parent)?.into_iter().map(|name| parent.join(name)));
+            dirs.push(parent);
+        }
+        for dir in dirs.into_iter().filter(|dir| dir.is_dir()) {
+            for entry in fs::read_dir(&dir).map_err(StoreError::io("list", &dir))? {
+                let entry = entry.map_err(StoreError::io("list", &dir))?;
+                if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+                    found.push(entry.path());
+                }
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    fn path_of(&self, kind: &str, name: &str) -> Result<PathBuf, StoreError> {
+        check_name(name).map_err(|source| StoreError::Name {
+            name: name.into(),
+            source,
+        })?;
+        Ok(self.root.join(kind).join(name))
+    }
+
+    fn named(&self, kind: &str) -> Result<Vec<String>, StoreError> {
+        let dir = self.root.join(kind);
+        let mut names = names(&dir)?;
+        names.retain(|name| check_name(name).is_ok() && dir.join(name).is_dir());
+        Ok(names)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct HostOnDisk<T> {
+    version: u32,
+    host: T,
+}
+
+/// Reads a guest's spec in one go.
+pub fn read_spec<T: DeserializeOwned>(
+    store: &Datastore,
+    guest: &str,
+) -> Result<Revised<T>, StoreError> {
+    store.guest(guest)?.spec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, Datastore) {
+        let dir = tempfile::tempdir().unwrap();
+        let cluster = ClusterFile::new("test", Timing::default());
+        let store = Datastore::create(dir.path(), &cluster).unwrap();
+        (dir, store)
+    }
+
+    fn spec() -> toml::Table {
+        toml::Table::from_iter([("cpus".into(), toml::Value::Integer(2))])
+    }
+
+    #[test]
+    fn created_once_and_opened_by_all() {
+        let (dir, store) = store();
+        assert_eq!(
+            Datastore::open(dir.path()).unwrap().cluster(),
+            store.cluster()
+        );
+        let again = Datastore::create(dir.path(), &ClusterFile::new("b", Timing::default()));
+        assert!(matches!(again, Err(StoreError::Exists(_))));
+        let empty = tempfile::tempdir().unwrap();
+        let error = Datastore::open(empty.path()).unwrap_err().to_string();
+        assert!(error.contains("godwit-store init"), "{error}");
+        assert_eq!(store.validate().unwrap().len(), 0);
+    }
+
+    #[test]
+    fn unsafe_timings_and_newer_versions_are_refused() {
+        let (dir, _store) = store();
+        let path = dir.path().join(CLUSTER_FILE);
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replace("watch_ms = 3300", "watch_ms = 2000")).unwrap();
+        let error = Datastore::open(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("watch_ms = 2000 is unsafe"), "{error}");
+        fs::write(&path, text.replace("version = 1", "version = 7")).unwrap();
+        let error = Datastore::open(dir.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("version 7, this release knows versions up to 1"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_guest_appears_whole_or_not_at_all() {
+        let (_dir, store) = store();
+        let guest = store.create_guest("web1", &spec(), |_| Ok(())).unwrap();
+        assert_eq!(guest.spec::<toml::Table>().unwrap().spec, spec());
+        let again = store.create_guest("web1", &spec(), |_| Ok(()));
+        assert!(matches!(again, Err(StoreError::Exists(_))));
+        let failed = store.create_guest("web2", &spec(), |dir| {
+            Err(StoreError::Missing(dir.join("disk")))
+        });
+        assert!(matches!(failed, Err(StoreError::Missing(_))));
+        assert_eq!(store.guests().unwrap(), ["web1"]);
+        assert!(store.leftovers().unwrap().is_empty());
+        assert!(matches!(store.guest("../x"), Err(StoreError::Name { .. })));
+        store.remove_guest("web1").unwrap();
+        assert!(store.guests().unwrap().is_empty());
+    }
+
+    #[test]
+    fn validation_names_every_damaged_file() {
+        let (_dir, store) = store();
+        let guest = store.create_guest("web1", &spec(), |_| Ok(())).unwrap();
+        fs::write(guest.path().join("lease.3"), "rubbish").unwrap();
+        fs::write(guest.path().join("guest.toml"), "version = 1").unwrap();
+        fs::write(store.host_dir("a").unwrap().join("heartbeat"), "").unwrap();
+        let wrong: Vec<_> = store
+            .validate()
+            .unwrap()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(wrong.len(), 3, "{wrong:?}");
+    }
+}

@@ -1,0 +1,67 @@
+//! One guest's directory: everything that the guest is.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::document::{self, Revised};
+use crate::error::StoreError;
+use crate::fence::{self, DiskFence};
+use crate::lease::LeaseFiles;
+
+/// A guest's directory.
+#[derive(Debug, Clone)]
+pub struct GuestDir {
+    path: PathBuf,
+    name: String,
+    cluster: [u8; 16],
+}
+
+impl GuestDir {
+    /// The file with the spec.
+    pub const SPEC_FILE: &str = "guest.toml";
+
+    pub(crate) fn new(path: PathBuf, name: &str, cluster: [u8; 16]) -> Self {
+        Self {
+            path,
+            name: name.into(),
+            cluster,
+        }
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The guest's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The newest revision of its spec.
+    pub fn spec<T: DeserializeOwned>(&self) -> Result<Revised<T>, StoreError> {
+        document::read(&self.path.join(Self::SPEC_FILE))
+    }
+
+    /// Makes `spec` the revision after `expected`; refused when somebody else was faster.
+    pub fn update_spec<T: Serialize>(&self, expected: u64, spec: &T) -> Result<u64, StoreError> {
+        document::update(&self.path.join(Self::SPEC_FILE), expected, spec)
+    }
+
+    /// The file in which a disk of the spec lies now: a takeover moves it to a new one.
+    pub fn disk(&self, name: &str) -> Result<PathBuf, StoreError> {
+        fence::disk_path(&self.path, name)
+    }
+
+    /// The means to fence its disks, if the file system has them.
+    pub fn fence(&self) -> Result<Option<DiskFence>, StoreError> {
+        DiskFence::probe(&self.path)
+    }
+
+    /// Its leases.
+    pub fn lease(&self) -> LeaseFiles {
+        LeaseFiles::new(&self.path, "lease", &self.name, self.cluster)
+    }
+}

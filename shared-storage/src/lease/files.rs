@@ -1,0 +1,262 @@
+//! The epochs of one lease as files `<stem>.<epoch>`.
+//!
+//! The last epoch counts. Creating one is a `link` of a synced temporary file, atomic on
+//! every file system that hosts can share. Its answer can get lost, so that who asked must
+//! be able to find out: the temporary file and the epoch are one inode exactly when it
+//! succeeded. Removing the temporary file makes sure that a request still under way fails.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use storage_core::lease::Outcome;
+use storage_core::record::{Grant, LEASE_BYTES_LIMIT, LeaseRecord};
+
+use crate::atomic::{TEMPORARY, names, read_limited, sync_dir, write_synced};
+use crate::clock::{boottime_us, random};
+use crate::error::StoreError;
+
+/// How often reading starts over because epochs were removed under it.
+const READ_ATTEMPTS: u32 = 16;
+/// Old epochs that are kept, for people who want to know what happened.
+const KEPT_EPOCHS: u64 = 4;
+
+/// Where the epochs of one lease lie.
+#[derive(Debug, Clone)]
+pub struct LeaseFiles {
+    dir: PathBuf,
+    stem: String,
+    subject: String,
+    cluster: [u8; 16],
+}
+
+/// How a lease was found, and when. A heartbeat says something about the holder only if it
+/// was read after this.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// The last epoch.
+    pub last: Option<LeaseRecord>,
+    /// Our boottime clock when the answer came, in microseconds.
+    pub read_us: u64,
+}
+
+impl LeaseFiles {
+    pub(crate) fn new(dir: &Path, stem: &str, subject: &str, cluster: [u8; 16]) -> Self {
+        Self {
+            dir: dir.into(),
+            stem: stem.into(),
+            subject: subject.into(),
+            cluster,
+        }
+    }
+
+    /// What is leased.
+    pub fn subject(&self) -> &str {
+        &self.subject
+    }
+
+    /// The cluster it belongs to.
+    pub fn cluster(&self) -> [u8; 16] {
+        self.cluster
+    }
+
+    /// The directory that holds the epochs, and the disks of a guest.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The last epoch. A record of another guest or cluster (the directory is a copy) counts
+    /// as free: its holder's right is to the original.
+    pub fn last(&self) -> Result<Option<LeaseRecord>, StoreError> {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let Some(epoch) = self.epochs()?.last().copied() else {
+                return Ok(None);
+            };
+            match self.read(epoch) {
+                Ok(record) => return Ok(Some(record)),
+                // A later epoch was created and this one removed since we listed.
+                Err(error) if attempt < READ_ATTEMPTS && is_gone(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The last epoch, and when it was read.
+    pub fn look(&self) -> Result<Seen, StoreError> {
+        let last = self.last()?;
+        let read_us = boottime_us();
+        Ok(Seen { last, read_us })
+    }
+
+    /// All epochs that are kept, oldest first; damaged ones are left out.
+    pub fn history(&self) -> Result<Vec<LeaseRecord>, StoreError> {
+        Ok(self
+            .epochs()?
+            .into_iter()
+            .filter_map(|epoch| self.read(epoch).ok())
+            .collect())
+    }
+
+    /// Creates an epoch exclusively. Never says [`Outcome::Absent`] or [`Outcome::Won`] when
+    /// it might be otherwise.
+    pub fn create(&self, record: &LeaseRecord) -> Outcome {
+        let temporary = self.temporary(record);
+        let epoch = self.path(record.epoch);
+        if let Err(error) = write_synced(&temporary, &record.encode()) {
+            tracing::warn!(%error, subject = self.subject, "cannot prepare an epoch");
+            // Never linked, so that it cannot appear.
+            return if temporary.exists() {
+                self.settle(record)
+            } else {
+                Outcome::Absent
+            };
+        }
+        match fs::hard_link(&temporary, &epoch) {
+            Ok(()) => self.confirm(record, &temporary),
+            Err(error) => {
+                tracing::debug!(%error, subject = self.subject, "creating an epoch failed");
+                self.settle(record)
+            }
+        }
+    }
+
+    /// Finds out what became of [`Self::create`] and makes sure that it stays so.
+    pub fn settle(&self, record: &LeaseRecord) -> Outcome {
+        let temporary = self.temporary(record);
+        // First this: a link request still under way finds no source any more.
+        match fs::remove_file(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Outcome::Unknown,
+            _ => {}
+        }
+        if sync_dir(&self.dir).is_err() {
+            return Outcome::Unknown;
+        }
+        match self.last() {
+            Ok(Some(last)) if last.nonce == record.nonce => Outcome::Won,
+            Ok(Some(last)) if last.epoch >= record.epoch => Outcome::Lost { last },
+            Ok(_) => Outcome::Absent,
+            Err(_) => Outcome::Unknown,
+        }
+    }
+
+    /// The link succeeded: make it durable and look whether a later epoch exists. One can,
+    /// when we were so slow that our epoch had come and gone before.
+    fn confirm(&self, record: &LeaseRecord, temporary: &Path) -> Outcome {
+        if sync_dir(&self.dir).is_err() {
+            return Outcome::Unknown;
+        }
+        match self.epochs() {
+            Ok(epochs) if epochs.last() == Some(&record.epoch) => {
+                // What stays is removed by whoever comes next.
+                let _ = fs::remove_file(temporary);
+                Outcome::Won
+            }
+            Ok(_) => {
+                let _ = fs::remove_file(self.path(record.epoch));
+                self.settle(record)
+            }
+            Err(_) => Outcome::Unknown,
+        }
+    }
+
+    /// Removes epochs that nobody needs and what dead contenders left behind.
+    pub fn forget(&self, before: u64) {
+        let Ok(epochs) = self.epochs() else { return };
+        for epoch in epochs
+            .into_iter()
+            .filter(|epoch| epoch + KEPT_EPOCHS < before)
+        {
+            let _ = fs::remove_file(self.path(epoch));
+        }
+    }
+
+    /// Declares the holder gone, whatever it does: the operator knows better.
+    pub fn force_free(&self, note: &str) -> Result<LeaseRecord, StoreError> {
+        let last = self.last()?;
+        let record = LeaseRecord {
+            cluster: self.cluster,
+            subject: self.subject.clone(),
+            epoch: last.as_ref().map_or(0, |last| last.epoch) + 1,
+            grant: Grant::ForcedFree,
+            holder: None,
+            fence: last.as_ref().map_or(0, |last| last.fence),
+            nonce: random(),
+            note: note.into(),
+        };
+        match self.create(&record) {
+            Outcome::Won => Ok(record),
+            Outcome::Lost { last } => Err(StoreError::Changed {
+                path: self.path(record.epoch),
+                expected: record.epoch - 1,
+                found: last.epoch,
+            }),
+            Outcome::Absent | Outcome::Unknown => Err(StoreError::Io {
+                act: "create",
+                path: self.path(record.epoch),
+                source: io::Error::other("the datastore did not answer as it should"),
+            }),
+        }
+    }
+
+    fn epochs(&self) -> Result<Vec<u64>, StoreError> {
+        let epoch = |name: &String| {
+            name.strip_prefix(&self.stem)?
+                .strip_prefix('.')?
+                .parse()
+                .ok()
+        };
+        let mut epochs: Vec<u64> = names(&self.dir)?.iter().filter_map(epoch).collect();
+        epochs.sort_unstable();
+        Ok(epochs)
+    }
+
+    fn read(&self, epoch: u64) -> Result<LeaseRecord, StoreError> {
+        let path = self.path(epoch);
+        let bytes = read_limited(&path, LEASE_BYTES_LIMIT as u64)?;
+        let record = LeaseRecord::decode(&bytes).map_err(|source| StoreError::Record {
+            path: path.clone(),
+            source,
+        })?;
+        if record.epoch != epoch {
+            let why = format!("it says that it is epoch {}", record.epoch);
+            return Err(StoreError::Invalid { path, why });
+        }
+        if record.subject != self.subject || record.cluster != self.cluster {
+            let note = format!("a copy of {} brought it along", record.subject);
+            let (subject, cluster) = (self.subject.clone(), self.cluster);
+            let free = LeaseRecord {
+                grant: Grant::Released,
+                holder: None,
+                ..record
+            };
+            return Ok(LeaseRecord {
+                subject,
+                cluster,
+                note,
+                ..free
+            });
+        }
+        Ok(record)
+    }
+
+    fn path(&self, epoch: u64) -> PathBuf {
+        self.dir.join(format!("{}.{epoch}", self.stem))
+    }
+
+    fn temporary(&self, record: &LeaseRecord) -> PathBuf {
+        let unique = u128::from_be_bytes(record.nonce);
+        self.dir.join(format!(
+            "{TEMPORARY}{}.{}-{unique:032x}",
+            self.stem, record.epoch
+        ))
+    }
+}
+
+fn is_gone(error: &StoreError) -> bool {
+    matches!(
+        error.io_kind(),
+        Some(io::ErrorKind::NotFound | io::ErrorKind::StaleNetworkFileHandle)
+    )
+}

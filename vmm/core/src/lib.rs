@@ -3,3 +3,8 @@
 #![no_std]
 
 extern crate alloc;
+
+pub mod control;
+pub mod lifecycle;
+pub mod mac;
+pub mod spec;

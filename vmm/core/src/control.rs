@@ -1,0 +1,90 @@
+//! What a VMM is asked and answers on its control socket, as JSON.
+
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+
+use serde::{Deserialize, Serialize};
+
+use crate::lifecycle::State;
+
+/// `GET /v1/info`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Info {
+    /// The guest.
+    pub name: String,
+    /// What it does now.
+    pub state: State,
+    /// Version of the VMM.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// Virtual processors.
+    pub cpus: u32,
+    /// Memory, in MiB.
+    pub memory_mib: u64,
+    /// Epoch of the lease it runs under; none without a datastore.
+    pub epoch: Option<u64>,
+    /// How often the guest was rebooted in place.
+    pub reboots: u64,
+}
+
+/// `GET /v1/counters`. All count up from the start of the process.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Returns from guest to VMM by reason.
+    pub exits: BTreeMap<String, u64>,
+    /// Processor time of the virtual processors, in microseconds.
+    pub cpu_us: u64,
+    /// Time they were ready to run and waited for a processor, in microseconds.
+    pub run_delay_us: u64,
+    /// Disks, in the order of the spec.
+    pub disks: alloc::vec::Vec<DiskCounters>,
+}
+
+/// What a disk has done.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskCounters {
+    /// Read requests.
+    pub reads: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Write requests.
+    pub writes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Requests that failed.
+    pub errors: u64,
+}
+
+/// Something that happened; a line of `GET /v1/events`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// Microseconds of `CLOCK_BOOTTIME`.
+    pub boottime_us: u64,
+    /// What.
+    #[serde(flatten)]
+    pub what: Happening,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "event", content = "detail")]
+pub enum Happening {
+    /// The state changed.
+    State(State),
+    /// The guest rebooted in place.
+    Rebooted,
+    /// The guest's kernel reported a panic.
+    Panicked,
+    /// The lease ran out; nothing is written until it is ours again.
+    LeaseSuspended,
+    /// The lease is ours again.
+    LeaseResumed,
+}
+
+/// The body of every refusal: one line for a person.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// What was refused, why, and what helps.
+    pub error: String,
+}

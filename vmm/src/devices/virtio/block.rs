@@ -464,10 +464,13 @@ fn signal(queue: &mut ActiveQueue, memory: &GuestMemory) -> Result<(), virtio_qu
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use shared_storage::image::{DiskOptions, Format};
     use vm_memory::{Bytes, GuestAddress};
 
-    use super::super::testing::{BUFFERS_AT, Guest, Piece, readable, writable};
+    use super::super::testing::{
+        BUFFERS_AT, Guest, Piece, hostile_ring, plain_memory, readable, writable,
+    };
     use super::*;
 
     const DISK_BYTES: usize = 64 << 10;
@@ -661,5 +664,27 @@ mod tests {
         assert_eq!(target.memory.read_obj::<u8>(GuestAddress(DATA)).unwrap(), 5);
         let other = Box::new(Block::new("blk0", disk.clone(), 1, ""));
         assert!(Guest::new(other).root.restore(&state).is_err());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn hostile_rings_are_survived(rings in prop::collection::vec(hostile_ring(), 1..4)) {
+            let (file, disk) = disk(false);
+            let memory = plain_memory();
+            let mut server = Server {
+                disk: disk.clone(),
+                serial: *b"12345678901234567890",
+                counters: Arc::default(),
+                writethrough: true,
+            };
+            for ring in rings {
+                let mut queue = ring.install(&memory);
+                let next = server.serve(&mut queue, &memory, &Stopping::never());
+                prop_assert!(next != Next::Retry(GATE_RETRY));
+                prop_assert!(queue.queue.next_used() <= ring.offered());
+            }
+            prop_assert_eq!(std::fs::metadata(file.path()).unwrap().len(), DISK_BYTES as u64);
+        }
     }
 }

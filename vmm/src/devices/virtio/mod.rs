@@ -8,6 +8,10 @@
 pub mod block;
 pub mod chain;
 pub mod common;
+pub mod completions;
+pub mod net;
+pub mod rng;
+pub mod tap;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod transport;

@@ -4,6 +4,8 @@ use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use proptest::prelude::*;
+use virtio_queue::{Queue, QueueState};
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{
     Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
@@ -11,9 +13,9 @@ use vm_memory::{
 };
 use vmm_sys_util::eventfd::EventFd;
 
-use super::VirtioDevice;
 use super::common::status;
 use super::transport::{VirtioPci, Wiring};
+use super::{ActiveQueue, QueueInterrupt, VirtioDevice};
 use crate::bus::BusDevice;
 use crate::interrupt::Doorbells;
 use crate::memory::GuestMemory;
@@ -281,5 +283,127 @@ pub(crate) fn wait_for(mut done: impl FnMut() -> bool) {
             "nothing happened in {PATIENCE:?}"
         );
         std::thread::yield_now();
+    }
+}
+
+/// Raises nothing.
+struct Silent;
+
+impl QueueInterrupt for Silent {
+    fn used(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What a hostile driver leaves in a ring.
+#[derive(Debug, Clone)]
+pub(crate) struct HostileRing {
+    descriptors: Vec<(u64, u32, u16, u16)>,
+    indirect: Vec<(u64, u32, u16, u16)>,
+    heads: Vec<u16>,
+    avail_index: u16,
+    event_idx: bool,
+    requests: Vec<(u32, u64)>,
+}
+
+const INDIRECT_AT: u64 = BUFFERS_AT + 0x8000;
+
+/// Rings that are mostly plausible, so that devices get far before they stumble.
+pub(crate) fn hostile_ring() -> impl Strategy<Value = HostileRing> {
+    let inside = (0u64..64).prop_map(|at| BUFFERS_AT + at * 16);
+    let address = prop_oneof![
+        8 => inside,
+        1 => Just(INDIRECT_AT),
+        1 => (0..32u64).prop_map(|back| MEMORY_BYTES as u64 - back),
+        1 => any::<u64>(),
+        1 => Just(RINGS_AT),
+    ];
+    let length = prop_oneof![
+        4 => prop::sample::select(vec![0u32, 1, 12, 16, 17, 20, 64, 512, 1024, 4096]),
+        1 => any::<u32>(),
+        1 => Just(u32::MAX),
+    ];
+    let flags = prop_oneof![8 => 0u16..4, 2 => 4u16..8, 1 => any::<u16>()];
+    let next = prop_oneof![8 => 0u16..QUEUE_ENTRIES, 1 => any::<u16>()];
+    let table = prop::collection::vec((address, length, flags, next), usize::from(QUEUE_ENTRIES));
+    let kind = prop_oneof![
+        4 => prop::sample::select(vec![0u32, 1, 4, 8, 11, 13]),
+        1 => any::<u32>(),
+    ];
+    let sector = prop_oneof![4 => 0u64..140, 1 => any::<u64>()];
+    (
+        table.clone(),
+        table,
+        prop::collection::vec(prop_oneof![8 => 0..QUEUE_ENTRIES, 1 => any::<u16>()], 16),
+        prop_oneof![8 => 0..=QUEUE_ENTRIES, 1 => any::<u16>()],
+        any::<bool>(),
+        prop::collection::vec((kind, sector), 64),
+    )
+        .prop_map(
+            |(descriptors, indirect, heads, avail_index, event_idx, requests)| HostileRing {
+                descriptors,
+                indirect,
+                heads,
+                avail_index,
+                event_idx,
+                requests,
+            },
+        )
+}
+
+impl HostileRing {
+    /// Lay the ring out in `memory`.
+    pub(crate) fn install(&self, memory: &GuestMemory) -> ActiveQueue {
+        let base = RINGS_AT;
+        let tables = [(base, &self.descriptors), (INDIRECT_AT, &self.indirect)];
+        for (at, table) in tables {
+            for (index, (address, length, flags, next)) in table.iter().enumerate() {
+                let at = at + 16 * index as u64;
+                memory.write_obj(*address, GuestAddress(at)).unwrap();
+                memory.write_obj(*length, GuestAddress(at + 8)).unwrap();
+                memory.write_obj(*flags, GuestAddress(at + 12)).unwrap();
+                memory.write_obj(*next, GuestAddress(at + 14)).unwrap();
+            }
+        }
+        for (index, (kind, sector)) in self.requests.iter().enumerate() {
+            let at = BUFFERS_AT + 16 * index as u64;
+            memory
+                .write_obj(u64::from(*kind), GuestAddress(at))
+                .unwrap();
+            memory.write_obj(*sector, GuestAddress(at + 8)).unwrap();
+        }
+        for (index, head) in self.heads.iter().enumerate() {
+            let at = base + 0x1004 + 2 * index as u64;
+            memory.write_obj(*head, GuestAddress(at)).unwrap();
+        }
+        memory
+            .write_obj(self.avail_index, GuestAddress(base + 0x1002))
+            .unwrap();
+        let queue = Queue::try_from(QueueState {
+            max_size: 256,
+            next_avail: 0,
+            next_used: 0,
+            event_idx_enabled: self.event_idx,
+            size: QUEUE_ENTRIES,
+            ready: true,
+            desc_table: base,
+            avail_ring: base + 0x1000,
+            used_ring: base + 0x2000,
+        });
+        ActiveQueue {
+            index: 0,
+            queue: queue.unwrap(),
+            doorbell: EventFd::new(libc::EFD_NONBLOCK).unwrap(),
+            interrupt: Arc::new(Silent),
+        }
+    }
+
+    /// How many chains an honest reading of the ring finds.
+    pub(crate) fn offered(&self) -> u16 {
+        if self.avail_index <= QUEUE_ENTRIES {
+            self.avail_index
+        } else {
+            0
+        }
     }
 }

@@ -18,6 +18,8 @@ use crate::memory::GuestMemory;
 pub enum Next {
     /// Wait for the doorbell.
     Wait,
+    /// Wait for the doorbell or until this descriptor is readable.
+    WaitWith(RawFd),
     /// Try again after this time, or earlier if the doorbell rings.
     Retry(Duration),
     /// The rings are unusable; do nothing until the driver resets the device.
@@ -36,6 +38,12 @@ pub trait Serve: Send + 'static {
 pub struct Stopping(Arc<AtomicBool>);
 
 impl Stopping {
+    /// For calling a server on the test's own thread.
+    #[cfg(test)]
+    pub(crate) fn never() -> Self {
+        Self(Arc::default())
+    }
+
     /// True once [`Worker::stop`] was called.
     pub fn now(&self) -> bool {
         self.0.load(Ordering::Acquire)
@@ -98,6 +106,7 @@ fn run(
         let stop = stop.as_raw_fd();
         let waited = match next {
             Next::Wait => wait(&[doorbell, stop], None),
+            Next::WaitWith(other) => wait(&[doorbell, stop, other], None),
             Next::Retry(pause) => wait(&[doorbell, stop], Some(pause)),
             Next::Broken => wait(&[stop], None),
         };

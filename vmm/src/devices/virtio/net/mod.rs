@@ -1,0 +1,261 @@
+//! Network device (virtio 1.2 §5.1) on a tap: one receive and one transmit queue, a thread
+//! each, checksums and TCP segmentation passed through to the host's kernel.
+
+mod announce;
+mod receive;
+mod transmit;
+
+use std::io;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
+    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
+};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
+use self::announce::Announcer;
+use super::tap::{Offloads, Tap};
+use super::worker::Worker;
+use super::{Activation, ActiveQueue, VirtioDevice};
+use crate::codec;
+
+const RECEIVE: u16 = 0;
+const QUEUE_SIZES: [u16; 2] = [256, 256];
+const STATE_VERSION: u16 = 1;
+
+/// An Ethernet address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MacAddress(pub [u8; 6]);
+
+/// Not a usable Ethernet address.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not the MAC address of one interface; write it like 52:54:00:12:34:56")]
+pub struct BadMac(String);
+
+impl FromStr for MacAddress {
+    type Err = BadMac;
+
+    fn from_str(text: &str) -> Result<Self, BadMac> {
+        let bad = || BadMac(text.to_owned());
+        let mut bytes = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut bytes {
+            let part = parts
+                .next()
+                .filter(|part| part.len() == 2)
+                .ok_or_else(bad)?;
+            *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
+        }
+        // Bit 0 of the first byte marks groups; all zeroes means none.
+        if parts.next().is_some() || bytes[0] & 1 != 0 || bytes == [0; 6] {
+            return Err(bad());
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl std::fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let parts = self.0.map(|byte| format!("{byte:02x}"));
+        f.write_str(&parts.join(":"))
+    }
+}
+
+/// What a network device has done so far. Directions as the guest sees them.
+#[derive(Debug, Default)]
+pub struct NetCounters {
+    /// Frames given to the guest.
+    pub received: AtomicU64,
+    /// Bytes given to the guest.
+    pub received_bytes: AtomicU64,
+    /// Frames sent by the guest.
+    pub sent: AtomicU64,
+    /// Bytes sent by the guest.
+    pub sent_bytes: AtomicU64,
+    /// Frames dropped in either direction.
+    pub dropped: AtomicU64,
+}
+
+fn count(counter: &AtomicU64, by: u64) {
+    counter.fetch_add(by, Ordering::Relaxed);
+}
+
+/// A virtio network device.
+pub struct Net {
+    name: String,
+    mac: MacAddress,
+    tap: Tap,
+    counters: Arc<NetCounters>,
+    workers: Vec<Worker>,
+    announcer: Option<Announcer>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct State {
+    version: u16,
+    mac: MacAddress,
+}
+
+impl Net {
+    /// A device with address `mac` on `tap`. `name` names its threads.
+    pub fn new(name: &str, mac: MacAddress, tap: Tap) -> Self {
+        Self {
+            name: name.to_owned(),
+            mac,
+            tap,
+            counters: Arc::default(),
+            workers: Vec::new(),
+            announcer: None,
+        }
+    }
+
+    /// The counters, which stay valid as long as anyone holds them.
+    pub fn counters(&self) -> Arc<NetCounters> {
+        self.counters.clone()
+    }
+
+    fn spawn(&mut self, queue: ActiveQueue, activation: &Shared) -> io::Result<()> {
+        let (tap, counters) = (self.tap.try_clone()?, self.counters.clone());
+        let memory = activation.memory.clone();
+        let worker = if queue.index == RECEIVE {
+            let name = format!("{}-rx", self.name);
+            let server = receive::Server::new(tap, counters, activation.mergeable);
+            Worker::spawn(name, queue, memory, server)?
+        } else {
+            let name = format!("{}-tx", self.name);
+            Worker::spawn(name, queue, memory, transmit::Server::new(tap, counters))?
+        };
+        self.workers.push(worker);
+        Ok(())
+    }
+}
+
+/// The parts of an activation that both queues need.
+struct Shared {
+    memory: Arc<crate::memory::GuestMemory>,
+    mergeable: bool,
+}
+
+impl VirtioDevice for Net {
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_NET
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        [
+            VIRTIO_F_VERSION_1,
+            VIRTIO_RING_F_EVENT_IDX,
+            VIRTIO_RING_F_INDIRECT_DESC,
+            VIRTIO_NET_F_MAC,
+            VIRTIO_NET_F_STATUS,
+            VIRTIO_NET_F_MRG_RXBUF,
+            VIRTIO_NET_F_CSUM,
+            VIRTIO_NET_F_HOST_TSO4,
+            VIRTIO_NET_F_HOST_TSO6,
+            VIRTIO_NET_F_HOST_ECN,
+            VIRTIO_NET_F_GUEST_CSUM,
+            VIRTIO_NET_F_GUEST_TSO4,
+            VIRTIO_NET_F_GUEST_TSO6,
+            VIRTIO_NET_F_GUEST_ECN,
+        ]
+        .iter()
+        .fold(0, |features, bit| features | 1 << bit)
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let mut config = [0; 8];
+        config[..6].copy_from_slice(&self.mac.0);
+        config[6..].copy_from_slice(&(VIRTIO_NET_S_LINK_UP as u16).to_le_bytes());
+        for (byte, at) in data.iter_mut().zip(offset..) {
+            *byte = usize::try_from(at)
+                .ok()
+                .and_then(|at| config.get(at).copied())
+                .unwrap_or(0);
+        }
+    }
+
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+
+    fn start(&mut self, activation: Activation) -> io::Result<()> {
+        let has = |bit: u32| activation.features & 1 << bit != 0;
+        self.tap.set_offloads(Offloads {
+            checksum: has(VIRTIO_NET_F_GUEST_CSUM),
+            tso4: has(VIRTIO_NET_F_GUEST_TSO4),
+            tso6: has(VIRTIO_NET_F_GUEST_TSO6),
+            ecn: has(VIRTIO_NET_F_GUEST_ECN),
+        })?;
+        let shared = Shared {
+            memory: activation.memory.clone(),
+            mergeable: has(VIRTIO_NET_F_MRG_RXBUF),
+        };
+        for queue in activation.queues {
+            if let Err(error) = self.spawn(queue, &shared) {
+                self.stop();
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Vec<ActiveQueue> {
+        self.announcer = None;
+        for worker in &self.workers {
+            worker.ask_to_stop();
+        }
+        self.workers.drain(..).filter_map(Worker::stop).collect()
+    }
+
+    fn reset(&mut self) {}
+
+    fn save(&self) -> Vec<u8> {
+        codec::encode(&State {
+            version: STATE_VERSION,
+            mac: self.mac,
+        })
+        .expect("a few bytes are below the codec limit")
+    }
+
+    fn restore(&mut self, state: &[u8]) -> io::Result<()> {
+        let state: State = codec::decode(state)?;
+        if (state.version, state.mac) == (STATE_VERSION, self.mac) {
+            return Ok(());
+        }
+        Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!(
+                "the saved network device (version {}, MAC {}) is not this one (version \
+                 {STATE_VERSION}, MAC {})",
+                state.version, state.mac, self.mac
+            ),
+        ))
+    }
+
+    fn announce(&mut self) -> io::Result<()> {
+        self.announcer = Some(Announcer::start(
+            &self.name,
+            self.mac,
+            self.tap.try_clone()?,
+        )?);
+        Ok(())
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests;

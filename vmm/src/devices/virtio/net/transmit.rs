@@ -1,0 +1,118 @@
+//! Guest to tap: each chain is one packet, written straight from guest memory.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::debug;
+use virtio_queue::{QueueOwnedT, QueueT};
+
+use super::{NetCounters, count};
+use crate::devices::virtio::ActiveQueue;
+use crate::devices::virtio::chain::{Buffers, total};
+use crate::devices::virtio::completions::Completions;
+use crate::devices::virtio::tap::{HEADER_BYTES, MAX_PACKET_BYTES, Tap};
+use crate::devices::virtio::worker::{Next, Serve, Stopping};
+use crate::memory::GuestMemory;
+
+const ETHERNET_HEADER_BYTES: usize = 14;
+/// How soon a full tap is tried again.
+const FULL_RETRY: Duration = Duration::from_millis(1);
+
+pub(super) struct Server {
+    tap: Tap,
+    counters: Arc<NetCounters>,
+    completions: Completions,
+}
+
+impl Server {
+    pub(super) fn new(tap: Tap, counters: Arc<NetCounters>) -> Self {
+        Self {
+            tap,
+            counters,
+            completions: Completions::default(),
+        }
+    }
+
+    fn drain(
+        &mut self,
+        queue: &mut ActiveQueue,
+        memory: &GuestMemory,
+        stopping: &Stopping,
+    ) -> Result<Next, virtio_queue::Error> {
+        let mut buffers = Buffers::default();
+        loop {
+            queue.queue.disable_notification(memory)?;
+            while let Some(chain) = queue.queue.iter(memory)?.next() {
+                if stopping.now() {
+                    queue.queue.go_to_previous_position();
+                    return Ok(Next::Wait);
+                }
+                let head = chain.head_index();
+                let sent = match buffers.load(memory, chain) {
+                    Ok(()) => self.send(&buffers),
+                    Err(_) => Err(io::ErrorKind::InvalidData.into()),
+                };
+                match sent {
+                    Ok(bytes) => {
+                        count(&self.counters.sent, 1);
+                        count(&self.counters.sent_bytes, bytes as u64);
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        queue.queue.go_to_previous_position();
+                        return Ok(Next::Retry(FULL_RETRY));
+                    }
+                    Err(error) => {
+                        debug!(tap = self.tap.name(), %error, "dropped a frame of the guest");
+                        count(&self.counters.dropped, 1);
+                    }
+                }
+                self.completions
+                    .publish(&mut queue.queue, memory, &[(head, 0)])?;
+            }
+            if !queue.queue.enable_notification(memory)? {
+                return Ok(Next::Wait);
+            }
+        }
+    }
+
+    fn send(&self, buffers: &Buffers) -> io::Result<usize> {
+        let bytes = total(&buffers.readable);
+        if !(HEADER_BYTES + ETHERNET_HEADER_BYTES..=MAX_PACKET_BYTES).contains(&bytes) {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let guards: Vec<_> = buffers
+            .readable
+            .iter()
+            .map(vm_memory::VolatileSlice::ptr_guard)
+            .collect();
+        let pieces: Vec<_> = guards
+            .iter()
+            .map(|guard| libc::iovec {
+                iov_base: guard.as_ptr().cast_mut().cast(),
+                iov_len: guard.len(),
+            })
+            .collect();
+        // SAFETY: the guards keep the guest memory behind every piece mapped.
+        unsafe { self.tap.send(&pieces) }
+    }
+}
+
+impl Serve for Server {
+    fn serve(
+        &mut self,
+        queue: &mut ActiveQueue,
+        memory: &GuestMemory,
+        stopping: &Stopping,
+    ) -> Next {
+        let next = self.drain(queue, memory, stopping).unwrap_or(Next::Broken);
+        match self.completions.should_signal(&queue.queue, memory) {
+            Ok(true) => {
+                let _ = queue.interrupt.used();
+                next
+            }
+            Ok(false) => next,
+            Err(_) => Next::Broken,
+        }
+    }
+}

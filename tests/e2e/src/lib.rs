@@ -1,0 +1,25 @@
+//! Scenarios of the whole product, told in the lab: one function each, grouped by what they show.
+//!
+//! `cargo test -p e2e` starts one lab and runs all of them in turn; `cargo test -p e2e -- cut`
+//! those with `cut` in their names. To add one, write a function that takes the lab and gives an
+//! [`lab::scenario::Outcome`], and put its name into [`ALL`].
+
+mod ground;
+
+use lab::scenario::Scenario;
+use lab::scenarios;
+
+/// Every scenario, in the order in which they are told.
+pub const ALL: &[Scenario] = scenarios![
+    ground::hosts_reach_each_other,
+    ground::hosts_have_their_own_identity,
+    ground::programs_and_kvm_are_there,
+    ground::files_go_in_and_come_back,
+    ground::the_datastore_is_coherent,
+    ground::a_cut_cable_separates_and_heals,
+    ground::one_way_cuts_lose_one_way,
+    ground::a_frozen_host_stands_still,
+    ground::a_stopped_clock_loses_time,
+    ground::a_power_cut_leaves_an_empty_host,
+    ground::the_datastore_survives_a_power_cut_of_the_storage,
+];

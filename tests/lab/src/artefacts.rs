@@ -1,0 +1,234 @@
+//! What a lab is made of: the appliance, our programs, the disks. Made when missing or older than
+//! what they are made from.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::SystemTime;
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::error::During;
+use crate::machine::{DATA_DISK_BYTES, QEMU, TOOLS_DISK_BYTES};
+use crate::process::run_tool;
+use crate::{LabError, Result};
+
+/// Where our programs lie inside every host.
+pub const PROGRAMS: &str = "/opt/godwit";
+/// The packages whose programs are put there.
+const PACKAGES: [&str; 3] = ["vmm", "cluster-agent", "shared-storage"];
+
+/// The appliance's two files.
+#[derive(Clone, Debug)]
+pub struct Appliance {
+    /// Kernel image.
+    pub kernel: PathBuf,
+    /// Initramfs, with the lab's agent in it.
+    pub initramfs: PathBuf,
+}
+
+/// The directory that holds the workspace's Cargo.toml.
+pub fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .canonicalize()
+        .unwrap_or_else(|_| PathBuf::from("."))
+}
+
+/// `build/` of the workspace, where everything the lab makes lies.
+pub fn build_directory() -> PathBuf {
+    workspace().join("build")
+}
+
+/// Says why the lab cannot run here, if it cannot.
+pub fn check_tools() -> Result<()> {
+    for (tool, package) in [
+        (QEMU, "qemu-system-x86"),
+        ("mke2fs", "e2fsprogs"),
+        ("dpkg", "dpkg"),
+        ("cpio", "cpio"),
+    ] {
+        let paths = std::env::var_os("PATH").unwrap_or_default();
+        let found = std::env::split_paths(&paths)
+            .chain(["/usr/sbin".into(), "/sbin".into()])
+            .any(|directory| directory.join(tool).exists());
+        if !found {
+            return Err(LabError::Unavailable(format!(
+                "{tool} is missing; apt-get install {package}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Held while shared files under `build/` are made; other labs wait.
+pub struct BuildLock(
+    #[expect(dead_code, reason = "closing the file gives the lock back")] fs::File,
+);
+
+impl BuildLock {
+    /// Waits for the lock.
+    pub fn take() -> Result<Self> {
+        let directory = build_directory();
+        fs::create_dir_all(&directory).during("create", &directory)?;
+        let path = directory.join(".lock");
+        let file = fs::File::create(&path).during("create", &path)?;
+        flock(&file, FlockOperation::LockExclusive).during("lock", &path)?;
+        Ok(Self(file))
+    }
+}
+
+/// `target/debug` or `target/release`: where the program that runs this was built.
+fn profile_directory() -> Result<PathBuf> {
+    let program = std::env::current_exe().during("find", "this program")?;
+    let directory = program.parent().unwrap_or(Path::new("/"));
+    Ok(if directory.ends_with("deps") {
+        directory.parent().unwrap_or(directory).into()
+    } else {
+        directory.into()
+    })
+}
+
+fn cargo_build(release: bool, packages: &[&str]) -> Result<()> {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command
+        .current_dir(workspace())
+        .args(["build", "--quiet", "--bins"]);
+    if release {
+        command.arg("--release");
+    }
+    for package in packages {
+        command.args(["-p", package]);
+    }
+    run_tool(&mut command).map(drop)
+}
+
+/// Builds our programs in the profile of this one and says where they are.
+/// `GODWIT_LAB_BINARIES` names a directory to take them from instead.
+pub fn programs() -> Result<PathBuf> {
+    if let Some(directory) = std::env::var_os("GODWIT_LAB_BINARIES") {
+        return Ok(directory.into());
+    }
+    let directory = profile_directory()?;
+    cargo_build(directory.ends_with("release"), &PACKAGES)?;
+    Ok(directory)
+}
+
+/// Makes the appliance if it is missing or older than its recipe or the agent.
+pub fn appliance() -> Result<Appliance> {
+    cargo_build(true, &["lab-agent"])?;
+    let profile = profile_directory()?;
+    let agent = profile
+        .parent()
+        .unwrap_or(&profile)
+        .join("release/lab-agent");
+    let recipe = workspace().join("guest-images/host");
+    let directory = build_directory().join("host-image");
+    let made = Appliance {
+        kernel: directory.join("vmlinuz"),
+        initramfs: directory.join("initramfs.cpio"),
+    };
+    let newest = newest_change(&recipe.join("files"))
+        .max(newest_change(&recipe.join("build")))
+        .max(newest_change(&recipe.join("modules")))
+        .max(newest_change(&agent));
+    let fresh =
+        made.kernel.exists() && changed(&made.initramfs).is_some_and(|made| Some(made) > newest);
+    if !fresh {
+        run_tool(
+            Command::new(recipe.join("build"))
+                .arg("--out")
+                .arg(&directory)
+                .arg("--agent")
+                .arg(&agent),
+        )?;
+    }
+    Ok(made)
+}
+
+fn changed(path: &Path) -> Option<SystemTime> {
+    fs::metadata(path)
+        .and_then(|metadata| metadata.modified())
+        .ok()
+}
+
+fn newest_change(path: &Path) -> Option<SystemTime> {
+    let inside = fs::read_dir(path).ok().into_iter().flatten().flatten();
+    inside
+        .filter_map(|entry| newest_change(&entry.path()))
+        .max()
+        .max(changed(path))
+}
+
+/// Makes the read-only disk with our programs and `extra` files (each under its own name).
+pub fn tools_disk(programs: &Path, extra: &[PathBuf], disk: &Path) -> Result<()> {
+    let stage =
+        tempfile::tempdir_in(disk.parent().unwrap_or(Path::new("."))).during("create", disk)?;
+    for program in ["vmm", "cluster-agent", "godwit", "godwit-store"] {
+        let from = programs.join(program);
+        if from.exists() {
+            // Debug information would make the disk several times as big; panics name their line without it.
+            run_tool(
+                Command::new("strip")
+                    .arg("-o")
+                    .arg(stage.path().join(program))
+                    .arg(&from),
+            )?;
+        }
+    }
+    for file in extra {
+        let name = file
+            .file_name()
+            .ok_or_else(|| format!("{} has no file name", file.display()))?;
+        fs::copy(file, stage.path().join(name)).during("copy", file)?;
+    }
+    make_ext4(disk, TOOLS_DISK_BYTES, Some(stage.path()))
+}
+
+/// Makes the storage host's disk; `content`, if any, becomes the datastore's.
+pub fn storage_disk(content: Option<&Path>, disk: &Path) -> Result<()> {
+    let stage =
+        tempfile::tempdir_in(disk.parent().unwrap_or(Path::new("."))).during("create", disk)?;
+    let datastore = stage.path().join("vmstore");
+    match content {
+        // Hard links where possible: the content may be gigabytes.
+        Some(content) => run_tool(
+            Command::new("sh")
+                .args(["-c", "cp -al -- \"$1\" \"$2\" 2>/dev/null || { rm -rf \"$2\"; cp -a --sparse=always -- \"$1\" \"$2\"; }", "sh"])
+                .arg(content)
+                .arg(&datastore),
+        )
+        .map(drop)?,
+        None => fs::create_dir(&datastore).during("create", &datastore)?,
+    }
+    make_ext4(disk, DATA_DISK_BYTES, Some(stage.path()))
+}
+
+/// Makes a sparse file of zeroes.
+pub fn blank_disk(disk: &Path, bytes: u64) -> Result<()> {
+    let file = fs::File::create(disk).during("create", disk)?;
+    file.set_len(bytes).during("extend", disk)
+}
+
+fn make_ext4(disk: &Path, bytes: u64, content: Option<&Path>) -> Result<()> {
+    blank_disk(disk, bytes)?;
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut command = Command::new("mke2fs");
+    command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
+    command.args([
+        "-q",
+        "-F",
+        "-t",
+        "ext4",
+        "-m",
+        "0",
+        "-J",
+        "size=16",
+        "-E",
+        "lazy_itable_init=1,root_owner=0:0",
+    ]);
+    if let Some(content) = content {
+        command.arg("-d").arg(content);
+    }
+    run_tool(command.arg(disk)).map(drop)
+}

@@ -88,10 +88,36 @@ pub(super) fn open_file(
     }
 }
 
-fn directory(root: &Path) -> Result<OwnedFd, ImageError> {
-    let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
-    open(root, flags, Mode::empty())
-        .map_err(|error| ImageError::from_io("open", root, error.into()))
+/// Open the directory `path`, inside `root` if there is one.
+pub(super) fn open_directory(root: Option<&Path>, path: &Path) -> Result<OwnedFd, ImageError> {
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+    let Some(root) = root else {
+        return directory(path);
+    };
+    let inside = match relative_to(root, path)? {
+        inside if inside.as_os_str().is_empty() => PathBuf::from("."),
+        inside => inside,
+    };
+    openat2(
+        directory(root)?,
+        inside,
+        flags,
+        Mode::empty(),
+        ResolveFlags::BENEATH,
+    )
+    .map_err(|error| match io::Error::from(error) {
+        error if error.kind() == io::ErrorKind::CrossesDevices => ImageError::Escapes {
+            path: path.into(),
+            root: root.into(),
+        },
+        error => ImageError::from_io("open", path, error),
+    })
+}
+
+fn directory(path: &Path) -> Result<OwnedFd, ImageError> {
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+    open(path, flags, Mode::empty())
+        .map_err(|error| ImageError::from_io("open", path, error.into()))
 }
 
 /// `path` as seen from `root`. A path that does not even name the root is refused; `..` in

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
+use imago::format::PreallocateMode;
 use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
@@ -28,6 +29,7 @@ use super::error::{DiskError, ImageError};
 use super::file::{Guard, GuardedFile, file_bytes};
 use super::header::Header;
 use super::lock::Kind;
+use super::place::NewImage;
 use crate::gate::{AlwaysOpen, Gate};
 
 /// Most images under the topmost one.
@@ -105,9 +107,10 @@ type Image = FormatAccess<GuardedFile>;
 pub struct Disk {
     options: DiskOptions,
     guard: Arc<Guard>,
-    top: GuardedFile,
     bytes: AtomicU64,
+    // Dropped, and so written back, before `top` gives up the lock.
     image: RwLock<Option<Image>>,
+    top: GuardedFile,
 }
 
 impl Disk {
@@ -280,6 +283,64 @@ impl Disk {
         }
     }
 
+    /// Number of images from the top to the base, both included.
+    pub(super) fn depth(&self) -> usize {
+        let mut depth = 1;
+        let mut below = self.backing(&self.options.path, self.options.format);
+        while let Ok(Some((path, format))) = below
+            && depth <= MAX_BACKING_IMAGES
+        {
+            depth += 1;
+            below = self.backing(&path, format);
+        }
+        depth
+    }
+
+    /// Length of the run that begins at `offset`, and whether it may hold anything but zeroes.
+    pub(super) fn run_at(&self, offset: u64) -> io::Result<(u64, bool)> {
+        let rest = self.bytes().saturating_sub(offset);
+        if self.options.format == Format::Raw {
+            return self.top.run_at(offset, rest);
+        }
+        let held = self.held();
+        let image = held.as_ref().ok_or_else(released)?;
+        match image.get_mapping(offset, rest)? {
+            (Mapping::Zero { .. }, bytes) => Ok((bytes, false)),
+            (_, bytes) => Ok((bytes, true)),
+        }
+    }
+
+    /// The disk in a file that is still being made.
+    pub(super) fn on_new_file(new: &NewImage, format: Format) -> Result<Self, ImageError> {
+        let fail = |error| ImageError::from_io("write", new.path(), error);
+        let options = DiskOptions::new(new.path(), format);
+        let guard = Arc::new(Guard::new(options.gate.clone()));
+        let file = new.file().try_clone().map_err(fail)?;
+        let top = GuardedFile::new(file, new.path().to_path_buf(), false, guard.clone());
+        let top = top.map_err(fail)?;
+        let file = top.try_clone().map_err(fail)?;
+        let image = open_format(file, format, true, None).map_err(fail)?;
+        let bytes = AtomicU64::new(image.size());
+        Ok(Self {
+            options,
+            guard,
+            top,
+            bytes,
+            image: RwLock::new(Some(image)),
+        })
+    }
+
+    /// Change the size; the caller has judged it.
+    pub(super) fn resize(&self, bytes: u64) -> io::Result<()> {
+        let mut held = self.image.write().unwrap_or_else(PoisonError::into_inner);
+        let image = held.as_mut().ok_or_else(released)?;
+        image.resize(bytes, PreallocateMode::None)?;
+        image.flush()?;
+        image.sync()?;
+        self.bytes.store(bytes, Ordering::Release);
+        Ok(())
+    }
+
     fn check_range(&self, offset: u64, bytes: u64) -> Result<(), DiskError> {
         match offset.checked_add(bytes) {
             Some(end) if end <= self.bytes() => Ok(()),
@@ -414,10 +475,12 @@ impl Disk {
     }
 }
 
+fn released() -> io::Error {
+    io::Error::other("the disk has been released to another host")
+}
+
 fn not_held() -> DiskError {
-    DiskError::Io(io::Error::other(
-        "the disk has been released to another host",
-    ))
+    DiskError::Io(released())
 }
 
 fn open_format(

@@ -79,6 +79,7 @@ pub(super) struct GuardedFile {
     size: AtomicU64,
     alignment: Alignment,
     holes: AtomicBool,
+    locked: AtomicBool,
     helper: CommonStorageHelper,
 }
 
@@ -103,6 +104,7 @@ impl GuardedFile {
             size,
             alignment,
             holes: AtomicBool::new(true),
+            locked: AtomicBool::new(false),
             helper: CommonStorageHelper::default(),
         })
     }
@@ -111,13 +113,14 @@ impl GuardedFile {
     pub(super) fn lock(&self, kind: lock::Kind) -> io::Result<bool> {
         let taken = lock::take(&self.file, kind)?;
         if taken {
+            self.locked.store(true, Ordering::Release);
             // The previous holder may have grown the file since we opened it.
             self.size.store(file_bytes(&self.file)?, Ordering::Release);
         }
         Ok(taken)
     }
 
-    /// A second descriptor of the same open file, lock included.
+    /// A second descriptor of the same open file. The lock covers it, but stays with `self`.
     pub(super) fn try_clone(&self) -> io::Result<Self> {
         Ok(Self {
             file: self.file.try_clone()?,
@@ -126,16 +129,38 @@ impl GuardedFile {
             size: AtomicU64::new(self.bytes()),
             alignment: self.alignment,
             holes: AtomicBool::new(true),
+            locked: AtomicBool::new(false),
             helper: CommonStorageHelper::default(),
         })
     }
 
     pub(super) fn unlock(&self) -> io::Result<()> {
-        lock::release(&self.file)
+        if self.locked.swap(false, Ordering::AcqRel) {
+            lock::release(&self.file)?;
+        }
+        Ok(())
     }
 
     pub(super) fn bytes(&self) -> u64 {
         self.size.load(Ordering::Acquire)
+    }
+
+    /// Length (at most `rest`) of the run of data or of holes at `offset`.
+    pub(super) fn run_at(&self, offset: u64, rest: u64) -> io::Result<(u64, bool)> {
+        use rustix::fs::{SeekFrom, seek};
+        use rustix::io::Errno;
+        let until = |end: u64| end.saturating_sub(offset).min(rest);
+        match seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(data) if data > offset => Ok((until(data), false)),
+            Ok(_) => match seek(&self.file, SeekFrom::Hole(offset)) {
+                Ok(hole) if hole > offset => Ok((until(hole), true)),
+                _ => Ok((rest, true)),
+            },
+            // Nothing but a hole up to the end.
+            Err(Errno::NXIO) => Ok((rest, false)),
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok((rest, true)),
+            Err(error) => Err(error.into()),
+        }
     }
 
     pub(super) fn request_align(&self) -> usize {
@@ -216,6 +241,13 @@ impl GuardedFile {
             self.size.fetch_max(end, Ordering::AcqRel);
         }
         Ok(())
+    }
+}
+
+impl Drop for GuardedFile {
+    fn drop(&mut self) {
+        // Closing is not enough: a child that was just forked may hold the descriptor yet.
+        let _ = self.unlock();
     }
 }
 

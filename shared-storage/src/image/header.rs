@@ -11,8 +11,9 @@ use super::error::ImageError;
 const MAGIC: [u8; 4] = *b"QFI\xfb";
 const V2_BYTES: usize = 72;
 const V3_BYTES: usize = 104;
-const MAX_BACKING_NAME: u64 = 1023;
+pub(super) const MAX_BACKING_NAME: u64 = 1023;
 const MAX_L1_BYTES: u64 = 32 << 20;
+const MAX_REFCOUNT_TABLE_BYTES: u64 = 64 << 20;
 const MAX_EXTENSIONS: usize = 64;
 
 const INCOMPATIBLE_DIRTY: u64 = 1;
@@ -145,6 +146,12 @@ impl Header {
             dirty: incompatible & INCOMPATIBLE_DIRTY != 0,
             corrupt: incompatible & INCOMPATIBLE_CORRUPT != 0,
         };
+        if header.refcount_order > 6 {
+            return Err(not(format!(
+                "refcounts of 2^{} bits are impossible",
+                header.refcount_order
+            )));
+        }
         header.check_tables(file_bytes).map_err(truncated)?;
         let name = (be64(&raw, 8), u64::from(be32(&raw, 16)));
         let length = if v3 {
@@ -169,6 +176,11 @@ impl Header {
             ));
         }
         let (counts_at, counts_clusters) = self.refcounts;
+        if u64::from(counts_clusters) * cluster > MAX_REFCOUNT_TABLE_BYTES {
+            return Err(format!(
+                "its refcount table of {counts_clusters} clusters cannot be right"
+            ));
+        }
         let tables = [
             ("L1 table", l1_at, l1_bytes),
             (

@@ -1,13 +1,26 @@
 //! Disk images: raw and qcow2 files under the lock and the gate.
 //!
-//! [`Disk`] is what a virtual disk does I/O on.
+//! [`Disk`] is what a virtual disk does I/O on. The rest makes images ([`create`],
+//! [`create_overlay`], [`duplicate`], [`copy`], [`reflink`]), changes their size ([`resize`]) and
+//! looks at them ([`info`], [`check`]). Every path may be confined to a datastore.
 
+mod check;
 mod confine;
+mod copy;
+mod create;
 mod disk;
 mod error;
 mod file;
 mod header;
+mod info;
 mod lock;
+mod place;
+#[cfg(test)]
+mod tests;
 
-pub use disk::{Disk, DiskOptions, Format};
+pub use check::{CheckReport, check};
+pub use copy::{CopyProgress, Made, copy, duplicate};
+pub use create::{MAX_DISK_BYTES, create, create_overlay, reflink, resize};
+pub use disk::{Disk, DiskOptions, Format, MAX_BACKING_IMAGES, SECTOR_BYTES};
 pub use error::{DiskError, ImageError};
+pub use info::{ImageInfo, info};

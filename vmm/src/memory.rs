@@ -1,8 +1,175 @@
-//! Guest memory: how it is mapped, laid out and tracked.
+//! Guest memory: how it is mapped and laid out.
+//!
+//! Private anonymous memory, so that the host's page tables tell pages that were never
+//! touched (live migration neither sends nor creates them), in transparent huge pages where
+//! the kernel has them.
 
-use vm_memory::GuestMemoryMmap;
+use std::fs;
+use std::io;
+
 use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestRegionMmap, MmapRegion};
+
+use crate::layout::{RAM_GAP_END, RAM_GAP_START};
 
 /// Guest-physical memory. Its bitmap records the pages that *we* wrote (device I/O), which
 /// KVM's dirty log never sees; live migration needs both.
 pub type GuestMemory = GuestMemoryMmap<AtomicBitmap>;
+
+/// Why there is no memory for the guest.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// More than the host has.
+    #[error(
+        "cannot give the guest {wanted_mib} MiB of memory: this host has {host_mib} MiB; \
+         ask for less"
+    )]
+    HostTooSmall {
+        /// What the spec wants.
+        wanted_mib: u64,
+        /// What the host has in all.
+        host_mib: u64,
+    },
+    /// The kernel refuses the mapping.
+    #[error("cannot map {bytes:#x} bytes of guest memory at {address:#x}: {source}")]
+    Map {
+        /// Guest-physical address.
+        address: u64,
+        /// Length.
+        bytes: usize,
+        /// Why not.
+        source: vm_memory::mmap::MmapRegionError,
+    },
+    /// The administrator reserved too few huge pages.
+    #[error(
+        "cannot map {bytes:#x} bytes of guest memory in huge pages: {source}; reserve some with \
+         `sysctl vm.nr_hugepages=N`, or run without huge pages"
+    )]
+    HugePages {
+        /// Length.
+        bytes: usize,
+        /// Why not.
+        source: vm_memory::mmap::MmapRegionError,
+    },
+    /// The regions do not make a memory.
+    #[error("cannot lay out guest memory: {0}")]
+    Layout(vm_memory::GuestRegionCollectionError),
+}
+
+/// Guest-physical address and length of each region of a guest with so much memory.
+pub fn regions(memory_mib: u64) -> Vec<(u64, usize)> {
+    let bytes = memory_mib << 20;
+    let low = bytes.min(RAM_GAP_START);
+    let mut regions = vec![(0, low as usize)];
+    if bytes > low {
+        regions.push((RAM_GAP_END, (bytes - low) as usize));
+    }
+    regions
+}
+
+/// Map memory for a guest. No page of it exists until it is touched.
+pub fn map(memory_mib: u64, hugepages: bool) -> Result<GuestMemory, MemoryError> {
+    let host_mib = host_memory_mib();
+    if memory_mib > host_mib {
+        return Err(MemoryError::HostTooSmall {
+            wanted_mib: memory_mib,
+            host_mib,
+        });
+    }
+    let mut mapped = Vec::new();
+    for (address, bytes) in regions(memory_mib) {
+        let region = map_region(bytes, hugepages).map_err(|source| {
+            if hugepages {
+                MemoryError::HugePages { bytes, source }
+            } else {
+                MemoryError::Map {
+                    address,
+                    bytes,
+                    source,
+                }
+            }
+        })?;
+        mapped.extend(GuestRegionMmap::new(region, GuestAddress(address)));
+    }
+    GuestMemory::from_regions(mapped).map_err(MemoryError::Layout)
+}
+
+fn map_region(
+    bytes: usize,
+    hugepages: bool,
+) -> Result<MmapRegion<AtomicBitmap>, vm_memory::mmap::MmapRegionError> {
+    let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let flags = if hugepages {
+        anonymous | libc::MAP_HUGETLB
+    } else {
+        anonymous
+    };
+    let region = MmapRegion::build(None, bytes, libc::PROT_READ | libc::PROT_WRITE, flags)?;
+    if !hugepages {
+        // SAFETY: the range is the mapping just made; the advice changes no content. A kernel
+        // without transparent huge pages refuses it, which costs speed and nothing else.
+        unsafe { libc::madvise(region.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
+    }
+    Ok(region)
+}
+
+/// Throw away everything the guest wrote, as switching it off would.
+pub fn clear(memory: &GuestMemory) -> io::Result<()> {
+    for region in memory.iter() {
+        // SAFETY: the range is one of our private anonymous mappings; nobody holds a Rust
+        // reference into guest memory, and its pages read as zero afterwards.
+        let answer = unsafe {
+            libc::madvise(
+                region.as_ptr().cast(),
+                region.len() as usize,
+                libc::MADV_DONTNEED,
+            )
+        };
+        if answer != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+fn host_memory_mib() -> u64 {
+    let total = fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|meminfo| {
+            let line = meminfo
+                .lines()
+                .find_map(|line| line.strip_prefix("MemTotal:"))?;
+            line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
+        });
+    // Without /proc the mapping itself is the judge.
+    total.map_or(u64::MAX, |kib| kib / 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn memory_goes_around_the_gap() {
+        assert_eq!(regions(512), [(0, 512 << 20)]);
+        assert_eq!(regions(3072), [(0, 3 << 30)]);
+        assert_eq!(regions(4096), [(0, 3 << 30), (RAM_GAP_END, 1 << 30)]);
+    }
+
+    #[test]
+    fn memory_larger_than_the_host_is_refused() {
+        let error = map(1 << 40, false).unwrap_err();
+        assert!(error.to_string().contains("ask for less"), "{error}");
+    }
+
+    #[test]
+    fn cleared_memory_reads_as_zero() {
+        let memory = map(16, false).unwrap();
+        memory.write_obj(42u64, GuestAddress(0x1000)).unwrap();
+        clear(&memory).unwrap();
+        assert_eq!(memory.read_obj::<u64>(GuestAddress(0x1000)).unwrap(), 0);
+    }
+}

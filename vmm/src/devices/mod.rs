@@ -1,3 +1,4 @@
 //! Everything the guest can touch besides memory and processors. One file per device.
 
+pub mod power;
 pub mod virtio;

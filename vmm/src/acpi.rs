@@ -1,0 +1,279 @@
+//! ACPI tables of a hardware-reduced machine (ACPI 6.5 §4.1): what Linux needs to find its
+//! processors, its PCI bus, its serial port and its power button.
+
+use acpi_tables::Aml;
+use acpi_tables::aml::{
+    self, AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed,
+    Method, Name, Notify, Path, ResourceTemplate, Scope,
+};
+use acpi_tables::fadt::{FADTBuilder, Flags};
+use acpi_tables::gas::{AccessSize, AddressSpace as RegisterSpace, GAS};
+use acpi_tables::madt::{
+    EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
+};
+use acpi_tables::mcfg::MCFG;
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
+use acpi_tables::xsdt::XSDT;
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::devices::power::{RESET_VALUE, SLEEP_TYPE_OFF, reset_port, sleep_ports};
+use crate::layout::{
+    ACPI_TABLES, ACPI_TABLES_END, ECAM, ECAM_LEN, IOAPIC, LOCAL_APIC, PANIC_PORT, PCI_WINDOW,
+    POWER_BUTTON_IRQ, SERIAL_IRQ, SERIAL_PORT,
+};
+use crate::memory::GuestMemory;
+
+const OEM: [u8; 6] = *b"GODWIT";
+const OEM_TABLE: [u8; 8] = *b"GODWITVM";
+const OEM_REVISION: u32 = 1;
+/// The revision in which integers of the DSDT have 64 bits.
+const DSDT_REVISION: u8 = 6;
+const HEADER_BYTES: u32 = 36;
+/// The value that tells a power button's device that it was pressed (ACPI 6.5 §5.6.6).
+const PRESSED: u8 = 0x80;
+
+/// Why the tables could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum AcpiError {
+    /// They outgrew their place.
+    #[error("the ACPI tables do not fit below {ACPI_TABLES_END:#x}")]
+    NoRoom,
+    /// Guest memory refused them.
+    #[error("cannot write the ACPI tables into guest memory: {0}")]
+    Write(vm_memory::GuestMemoryError),
+}
+
+/// Write the tables for a machine with `cpus` processors; returns the address of the RSDP.
+pub fn write(memory: &GuestMemory, cpus: u32) -> Result<u64, AcpiError> {
+    // The RSDP comes first; tables follow in any order.
+    let mut room = Room {
+        memory,
+        next: ACPI_TABLES + Rsdp::len() as u64,
+    };
+    let dsdt = room.put(&dsdt(cpus))?;
+    let fadt = room.put(&bytes_of(&fadt(dsdt)))?;
+    let madt = room.put(&bytes_of(&madt(cpus)))?;
+    let mcfg = room.put(&bytes_of(&mcfg()))?;
+    let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
+    for table in [fadt, madt, mcfg] {
+        xsdt.add_entry(table);
+    }
+    let xsdt = room.put(&bytes_of(&xsdt))?;
+    let rsdp = bytes_of(&Rsdp::new(OEM, xsdt));
+    let written = memory.write_slice(&rsdp, GuestAddress(ACPI_TABLES));
+    written.map_err(AcpiError::Write)?;
+    Ok(ACPI_TABLES)
+}
+
+struct Room<'a> {
+    memory: &'a GuestMemory,
+    next: u64,
+}
+
+impl Room<'_> {
+    fn put(&mut self, table: &[u8]) -> Result<u64, AcpiError> {
+        let at = self.next.next_multiple_of(16);
+        self.next = at + table.len() as u64;
+        if self.next > ACPI_TABLES_END {
+            return Err(AcpiError::NoRoom);
+        }
+        let written = self.memory.write_slice(table, GuestAddress(at));
+        written.map(|()| at).map_err(AcpiError::Write)
+    }
+}
+
+fn bytes_of(table: &dyn Aml) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    table.to_aml_bytes(&mut bytes);
+    bytes
+}
+
+fn byte_register(port: u16) -> GAS {
+    let port = u64::from(port);
+    GAS::new(RegisterSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port)
+}
+
+fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
+    let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
+        .dsdt_64(dsdt)
+        .flag(Flags::HwReducedAcpi)
+        .flag(Flags::ResetRegSup)
+        // There is no fixed power button; it is a device of the DSDT.
+        .flag(Flags::PwrButton)
+        .flag(Flags::SlpButton);
+    let (control, status) = sleep_ports();
+    fadt.reset_reg = byte_register(reset_port());
+    fadt.reset_value = RESET_VALUE;
+    fadt.sleep_control_reg = byte_register(control);
+    fadt.sleep_status_reg = byte_register(status);
+    fadt.finalize()
+}
+
+fn madt(cpus: u32) -> MADT {
+    let controller = LocalInterruptController::Address(LOCAL_APIC);
+    let mut madt = MADT::new(OEM, OEM_TABLE, OEM_REVISION, controller);
+    for cpu in 0..cpus as u8 {
+        madt.add_structure(ProcessorLocalApic::new(cpu, cpu, EnabledStatus::Enabled));
+    }
+    madt.add_structure(IoApic::new(0, IOAPIC, 0));
+    madt
+}
+
+fn mcfg() -> MCFG {
+    let mut mcfg = MCFG::new(OEM, OEM_TABLE, OEM_REVISION);
+    mcfg.add_ecam(ECAM, 0, 0, 0);
+    mcfg
+}
+
+fn dsdt(cpus: u32) -> Vec<u8> {
+    let mut sdt = Sdt::new(
+        *b"DSDT",
+        HEADER_BYTES,
+        DSDT_REVISION,
+        OEM,
+        OEM_TABLE,
+        OEM_REVISION,
+    );
+    let sleep_off = aml::Package::new(vec![&SLEEP_TYPE_OFF]);
+    let s5 = Name::new(Path::new("_S5_"), &sleep_off);
+    let parts = [
+        bytes_of(&s5),
+        processors(cpus),
+        pci_root(),
+        serial(),
+        power_button(),
+        panic_device(),
+    ];
+    sdt.append_slice(&parts.concat());
+    sdt.as_slice().to_vec()
+}
+
+fn processors(cpus: u32) -> Vec<u8> {
+    (0..cpus)
+        .flat_map(|cpu| {
+            let path = format!("\\_SB_.C{cpu:03X}");
+            let id = Name::new(Path::new("_HID"), &"ACPI0007");
+            let uid = Name::new(Path::new("_UID"), &cpu);
+            bytes_of(&Device::new(Path::new(&path), vec![&id, &uid]))
+        })
+        .collect()
+}
+
+fn pci_root() -> Vec<u8> {
+    let window_end = PCI_WINDOW.base + (PCI_WINDOW.bytes - 1);
+    let bus = AddressSpace::<u16>::new_bus_number(0, 0);
+    let ports = IO::new(0xcf8, 0xcf8, 1, 8);
+    let uncached = AddressSpaceCacheable::NotCacheable;
+    let bars = AddressSpace::new_memory(uncached, true, PCI_WINDOW.base, window_end, None);
+    let windows = ResourceTemplate::new(vec![&bus, &ports, &bars]);
+    let root = bytes_of(&Device::new(
+        Path::new("\\_SB_.PCI0"),
+        vec![
+            &Name::new(Path::new("_HID"), &EISAName::new("PNP0A08")),
+            &Name::new(Path::new("_CID"), &EISAName::new("PNP0A03")),
+            &Name::new(Path::new("_UID"), &aml::ZERO),
+            &Name::new(Path::new("_SEG"), &aml::ZERO),
+            &Name::new(Path::new("_BBN"), &aml::ZERO),
+            &Name::new(Path::new("_CRS"), &windows),
+        ],
+    ));
+    // Linux trusts the MCFG only where a device reserves its range (PCI Firmware 3.3 §4.1.2).
+    let range = Memory32Fixed::new(true, ECAM as u32, ECAM_LEN as u32);
+    let ecam = ResourceTemplate::new(vec![&range]);
+    let reserved = bytes_of(&Device::new(
+        Path::new("\\_SB_.ECAM"),
+        vec![
+            &Name::new(Path::new("_HID"), &EISAName::new("PNP0C02")),
+            &Name::new(Path::new("_CRS"), &ecam),
+        ],
+    ));
+    [root, reserved].concat()
+}
+
+fn serial() -> Vec<u8> {
+    let interrupt = Interrupt::new(true, true, false, false, SERIAL_IRQ);
+    let ports = IO::new(SERIAL_PORT, SERIAL_PORT, 1, 8);
+    let resources = ResourceTemplate::new(vec![&interrupt, &ports]);
+    bytes_of(&Device::new(
+        Path::new("\\_SB_.COM1"),
+        vec![
+            &Name::new(Path::new("_HID"), &EISAName::new("PNP0501")),
+            &Name::new(Path::new("_UID"), &aml::ZERO),
+            &Name::new(Path::new("_CRS"), &resources),
+        ],
+    ))
+}
+
+/// The button, and the generic event device (ACPI 6.5 §5.6.9) that says it was pressed.
+fn power_button() -> Vec<u8> {
+    let uid = Name::new(Path::new("_UID"), &aml::ZERO);
+    let button_id = Name::new(Path::new("_HID"), &EISAName::new("PNP0C0C"));
+    let button = Device::new(Path::new("PWRB"), vec![&button_id, &uid]);
+
+    let button_path = Path::new("PWRB");
+    let pressed = Notify::new(&button_path, &PRESSED);
+    let on_event = Method::new(Path::new("_EVT"), 1, true, vec![&pressed]);
+    let interrupt = Interrupt::new(true, true, false, false, POWER_BUTTON_IRQ);
+    let resources = Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&interrupt]));
+    let events_id = Name::new(Path::new("_HID"), &"ACPI0013");
+    let events = Device::new(
+        Path::new("GED_"),
+        vec![&events_id, &uid, &resources, &on_event],
+    );
+    bytes_of(&Scope::new(Path::new("\\_SB_"), vec![&button, &events]))
+}
+
+/// QEMU's pvpanic, which Linux has a driver for.
+fn panic_device() -> Vec<u8> {
+    let port = IO::new(PANIC_PORT, PANIC_PORT, 1, 1);
+    let resources = ResourceTemplate::new(vec![&port]);
+    bytes_of(&Device::new(
+        Path::new("\\_SB_.PEVT"),
+        vec![
+            &Name::new(Path::new("_HID"), &"QEMU0001"),
+            &Name::new(Path::new("_CRS"), &resources),
+        ],
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::map;
+
+    fn sum(bytes: &[u8]) -> u8 {
+        bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
+    }
+
+    #[test]
+    fn every_table_is_found_from_the_root_and_sums_to_zero() {
+        let memory = map(16, false).unwrap();
+        for cpus in [1, 2, 64] {
+            let rsdp = write(&memory, cpus).unwrap();
+            let read = |at: u64, bytes: usize| {
+                let mut table = vec![0; bytes];
+                memory.read_slice(&mut table, GuestAddress(at)).unwrap();
+                table
+            };
+            let word =
+                |table: &[u8], at: usize| u32::from_le_bytes(table[at..at + 4].try_into().unwrap());
+            let long =
+                |table: &[u8], at: usize| u64::from_le_bytes(table[at..at + 8].try_into().unwrap());
+            let root = read(rsdp, 36);
+            assert_eq!((&root[..8], sum(&root)), (&b"RSD PTR "[..], 0));
+            let table = |at: u64| {
+                let bytes = word(&read(at + 4, 4), 0) as usize;
+                let table = read(at, bytes);
+                assert_eq!(sum(&table), 0);
+                table
+            };
+            let xsdt = table(long(&root, 24));
+            let listed: Vec<_> = xsdt[36..].chunks(8).map(|at| table(long(at, 0))).collect();
+            let names: Vec<_> = listed.iter().map(|table| table[..4].to_vec()).collect();
+            assert_eq!(names, [b"FACP", b"APIC", b"MCFG"]);
+            let dsdt = table(long(&listed[0], 140));
+            assert_eq!(&dsdt[..4], b"DSDT");
+        }
+    }
+}

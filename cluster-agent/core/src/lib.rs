@@ -4,6 +4,7 @@
 
 extern crate alloc;
 
+pub mod admission;
 pub mod brain;
 pub mod event;
 pub mod failover;

@@ -200,6 +200,30 @@ pub fn a_power_cut_leaves_an_empty_host(lab: &Lab) -> Outcome {
     Ok(())
 }
 
+/// The storage server forgets a dead client after its lease time, here 10 s.
+pub fn a_dead_hosts_lock_becomes_free(lab: &Lab) -> Outcome {
+    let [a, b, ..] = lab.hosts() else {
+        return Err("two hosts are needed".into());
+    };
+    let file = format!("{DATASTORE}/locked");
+    a.spawn("locker", &format!("exec 9<>{file}; flock -x 9; sleep 1000"))?;
+    // flock(1) says 1 when another holds the lock.
+    let code = || {
+        b.exec(&["sh", "-c", &format!("flock -n 9 9<>{file}")])
+            .map_or(-1, |output| output.code)
+    };
+    let taken = || code() == 0;
+    eventually("the lock being held", || (code() == 1).then_some(()))?;
+    a.power_off()?;
+    eventually("the dead host's lock becoming free", || {
+        taken().then_some(())
+    })?;
+    a.power_on()?;
+    a.mount_datastore()?;
+    a.run(&format!("rm {file}"))?;
+    Ok(())
+}
+
 pub fn the_datastore_survives_a_power_cut_of_the_storage(lab: &Lab) -> Outcome {
     let [a, b, ..] = lab.hosts() else {
         return Err("two hosts are needed".into());

@@ -21,5 +21,6 @@ pub const ALL: &[Scenario] = scenarios![
     ground::a_frozen_host_stands_still,
     ground::a_stopped_clock_loses_time,
     ground::a_power_cut_leaves_an_empty_host,
+    ground::a_dead_hosts_lock_becomes_free,
     ground::the_datastore_survives_a_power_cut_of_the_storage,
 ];

@@ -258,4 +258,10 @@ impl Input {
     pub fn close(&self) -> Result<()> {
         self.agent.send(Kind::Input, self.number, [])
     }
+
+    /// Kills the command and all it started.
+    pub fn kill(&self) {
+        // A lost port has ended the command already.
+        let _ = self.agent.send(Kind::Kill, self.number, []);
+    }
 }

@@ -18,6 +18,9 @@ pub const PROGRAMS: &str = "/opt/godwit";
 /// The packages whose programs are put there.
 const PACKAGES: [&str; 3] = ["vmm", "cluster-agent", "shared-storage"];
 
+/// Those programs.
+const PROGRAM_NAMES: [&str; 4] = ["vmm", "cluster-agent", "godwit", "godwit-store"];
+
 /// The appliance's two files.
 #[derive(Clone, Debug)]
 pub struct Appliance {
@@ -160,22 +163,29 @@ fn newest_change(path: &Path) -> Option<SystemTime> {
         .max(changed(path))
 }
 
+/// Copies our programs without debug information, which would make them several times as big;
+/// panics name their line without it. Gives their names.
+pub fn stage_programs(programs: &Path, into: &Path) -> Result<Vec<&'static str>> {
+    let built: Vec<_> = PROGRAM_NAMES
+        .into_iter()
+        .filter(|program| programs.join(program).exists())
+        .collect();
+    for program in &built {
+        run_tool(
+            Command::new("strip")
+                .arg("-o")
+                .arg(into.join(program))
+                .arg(programs.join(program)),
+        )?;
+    }
+    Ok(built)
+}
+
 /// Makes the read-only disk with our programs and `extra` files (each under its own name).
 pub fn tools_disk(programs: &Path, extra: &[PathBuf], disk: &Path) -> Result<()> {
     let stage =
         tempfile::tempdir_in(disk.parent().unwrap_or(Path::new("."))).during("create", disk)?;
-    for program in ["vmm", "cluster-agent", "godwit", "godwit-store"] {
-        let from = programs.join(program);
-        if from.exists() {
-            // Debug information would make the disk several times as big; panics name their line without it.
-            run_tool(
-                Command::new("strip")
-                    .arg("-o")
-                    .arg(stage.path().join(program))
-                    .arg(&from),
-            )?;
-        }
-    }
+    stage_programs(programs, stage.path())?;
     for file in extra {
         let name = file
             .file_name()

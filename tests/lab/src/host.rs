@@ -244,6 +244,31 @@ impl Host {
         power.is_some()
     }
 
+    /// Off, running, frozen or with its clock stopped, in words.
+    pub fn state(&self) -> &'static str {
+        if !self.is_on() {
+            return "off";
+        }
+        let mut power = lock(&self.power);
+        let Some(power) = power.as_mut() else {
+            return "off";
+        };
+        let stat =
+            fs::read_to_string(format!("/proc/{}/stat", power.child.id())).unwrap_or_default();
+        // The state letter follows the name, which is in parentheses; T is stopped by a signal.
+        if stat
+            .rsplit(") ")
+            .next()
+            .is_some_and(|rest| rest.starts_with('T'))
+        {
+            return "frozen";
+        }
+        match power.qmp.execute("query-status", &json!({})) {
+            Ok(status) if status["running"] == true => "running",
+            _ => "clock stopped",
+        }
+    }
+
     /// Process number of its QEMU.
     pub fn process_id(&self) -> Option<u32> {
         lock(&self.power).as_ref().map(|power| power.child.id())

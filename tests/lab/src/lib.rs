@@ -23,6 +23,7 @@ mod network;
 mod process;
 mod qmp;
 pub mod scenario;
+pub mod supervisor;
 mod template;
 mod wait;
 mod world;

@@ -42,6 +42,21 @@ pub struct CableState {
     pub lost: AtomicU64,
 }
 
+impl CableState {
+    /// Its cuts in words.
+    pub fn describe(&self) -> &'static str {
+        match (
+            self.from_host_cut.load(Ordering::Relaxed),
+            self.to_host_cut.load(Ordering::Relaxed),
+        ) {
+            (false, false) => "whole",
+            (true, false) => "cut from host",
+            (false, true) => "cut to host",
+            (true, true) => "cut",
+        }
+    }
+}
+
 /// A switch, on a thread of its own until dropped.
 #[derive(Debug)]
 pub struct Switch {

@@ -4,12 +4,15 @@ use std::any::Any;
 use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::{Lab, LabError, Settings};
+use crate::{Lab, LabError, Settings, supervisor};
 
 /// Lines of each console shown after a failure.
 const TAIL_LINES: usize = 30;
+
+/// How long a failed lab is kept for somebody who looks at it.
+const KEPT_FOR: Duration = Duration::from_hours(2);
 
 /// What a scenario gives back; any error will do, and so will a panic (`assert!`).
 pub type Outcome = Result<(), Box<dyn Error + Send + Sync>>;
@@ -85,6 +88,15 @@ pub fn run(settings: &Settings, scenarios: &[Scenario]) -> ExitCode {
                     break;
                 }
             }
+        }
+    }
+    if failed > 0 && std::env::var_os("GODWIT_LAB_KEEP").is_some() {
+        println!(
+            "the lab stays up: lab --name {0} exec ..., lab --name {0} down",
+            settings.name
+        );
+        if let Err(error) = supervisor::serve(lab, &settings.name, KEPT_FOR) {
+            println!("cannot keep the lab: {error}");
         }
     }
     finish(passed, failed, 0)

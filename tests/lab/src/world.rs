@@ -56,7 +56,7 @@ pub struct Lab {
     directory: PathBuf,
     started: Started,
     _switches: [Switch; 2],
-    _sockets: tempfile::TempDir,
+    sockets: tempfile::TempDir,
 }
 
 /// How long the parts of a start took.
@@ -211,7 +211,7 @@ impl Lab {
             directory,
             started,
             _switches: switches,
-            _sockets: sockets,
+            sockets,
         })
     }
 
@@ -303,6 +303,35 @@ impl Lab {
                 host.mount_datastore()?;
             }
         }
+        Ok(())
+    }
+
+    /// Builds our programs again and puts them over the old ones in every host that is on. What
+    /// runs goes on with the old program, as after an upgrade by a package manager.
+    pub fn refresh_programs(&self) -> Result<()> {
+        let stage = tempfile::tempdir().during("create", "a directory for programs")?;
+        let programs = artefacts::stage_programs(&artefacts::programs()?, stage.path())?;
+        for host in self.all().filter(|host| host.is_on()) {
+            host.run(
+                "grep -q 'tmpfs /opt/godwit ' /proc/mounts || { mkdir -p /run/old && mount -o bind /opt/godwit /run/old && \
+                 mount -t tmpfs tmpfs /opt/godwit && cp -a /run/old/. /opt/godwit/ && umount /run/old; }",
+            )?;
+            for program in &programs {
+                host.push_file(
+                    &stage.path().join(program),
+                    &format!("{}/{program}", artefacts::PROGRAMS),
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends all hosts now; dropping the lab does the same.
+    pub fn end(&self) -> Result<()> {
+        for host in self.all() {
+            host.power_off()?;
+        }
+        let _ = fs::remove_dir_all(self.sockets.path());
         Ok(())
     }
 

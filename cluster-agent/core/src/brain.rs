@@ -10,6 +10,8 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
+use storage_core::hold::Hold;
+
 use crate::event::{Action, Event, Level, Record, StopHow};
 use crate::health::{Change, HostState, Peer, Wanted};
 use crate::leader::{Contest, vacancy};
@@ -17,7 +19,7 @@ use crate::leading::Leading;
 use crate::member::Member;
 use crate::messages::{Beat, HostNote, Incarnation, LeaseSeen, Message, Report};
 use crate::model::{Cluster, GuestId, HostId};
-use crate::settings::{Inventory, IsolationResponse, Settings, Timings};
+use crate::settings::{Inventory, IsolationResponse, Settings, Waits};
 
 /// Up to so many hosts each beats to each; beyond, to the leader and its neighbours.
 const FULL_MESH_HOSTS: usize = 32;
@@ -35,7 +37,7 @@ pub struct Brain {
     lead_seen: LeaseSeen,
     lead_read: bool,
     contest: Contest,
-    may_act_until_us: u64,
+    hold: Hold,
     next_beat_us: u64,
     sequence: u64,
     note: HostNote,
@@ -56,7 +58,7 @@ impl Brain {
             lead_seen: LeaseSeen::default(),
             lead_read: false,
             contest: Contest::default(),
-            may_act_until_us: 0,
+            hold: Hold::expired(0),
             next_beat_us: 0,
             sequence: 0,
             note: HostNote::default(),
@@ -90,7 +92,8 @@ impl Brain {
 
     /// Does this host lead, and may it act?
     pub fn leads(&self) -> bool {
-        self.leading.is_some() && self.now_us < self.may_act_until_us
+        let covers = |leading: &Leading| self.hold.covers(self.now_us, leading.term);
+        self.leading.as_ref().is_some_and(covers)
     }
 
     /// The epoch of the leader lease as last read.
@@ -138,11 +141,10 @@ impl Brain {
         }
     }
 
-    fn timings(&self) -> Timings {
+    fn waits(&self) -> Waits {
         self.inventory
             .as_ref()
-            .map(|inventory| inventory.settings.timings)
-            .unwrap_or_default()
+            .map_or_else(|| Inventory::default().waits(), Inventory::waits)
     }
 
     fn take_in(&mut self, event: Event, actions: &mut Vec<Action>) {
@@ -150,18 +152,16 @@ impl Brain {
         match event {
             Event::Tick => {}
             Event::Inventory(inventory) => self.take_inventory(*inventory),
-            Event::BeatRead { host, beat } => {
-                let (counts, t) = (now_us < self.may_act_until_us, self.timings());
+            Event::Sighted {
+                host,
+                record,
+                silent_us,
+            } => {
                 if let Some(peer) = self.peers.get_mut(&host) {
-                    peer.beat_read(now_us, beat, counts, &t);
+                    peer.sighted(now_us, record, silent_us);
                 }
             }
-            Event::StorageFailed { .. } => {
-                self.peers.values_mut().for_each(Peer::storage_failed);
-            }
-            Event::OwnBeat { may_act_until_us } => {
-                self.may_act_until_us = self.may_act_until_us.max(may_act_until_us);
-            }
+            Event::Hold(hold) => self.hold = hold,
             Event::LeaderLease(seen) => self.take_leader_lease(seen, actions),
             Event::GuestLease { guest, seen } => {
                 if let Some(leading) = &mut self.leading {
@@ -198,7 +198,7 @@ impl Brain {
         if seen.epoch < self.lead_seen.epoch {
             return;
         }
-        let (epoch, mine) = (seen.epoch, self.is_me(&seen));
+        let (epoch, mine) = (seen.epoch, self.my_term(&seen));
         self.member.know_leader(epoch);
         if self.lead_seen != seen {
             self.contest = Contest::default();
@@ -206,33 +206,26 @@ impl Brain {
         }
         self.lead_seen = seen;
         match (&self.leading, mine, &self.inventory) {
-            (None, true, Some(inventory)) => {
-                self.leading = Some(Leading::new(epoch, inventory));
-                record(
-                    actions,
-                    Level::Info,
-                    &self.me,
-                    format!("leads the cluster, epoch {epoch}"),
-                );
+            (Some(leading), Some(term), _) if (leading.epoch, leading.term) == (epoch, term) => {}
+            (_, Some(term), Some(inventory)) => {
+                self.leading = Some(Leading::new(epoch, term, inventory));
+                let text = format!("leads the cluster, epoch {epoch}");
+                record(actions, Level::Info, &self.me, text);
             }
-            (Some(leading), true, _) if leading.epoch == epoch => {}
-            (Some(_), _, _) => {
+            (Some(_), None, _) => {
                 self.leading = None;
-                record(
-                    actions,
-                    Level::Info,
-                    &self.me,
-                    format!("no longer leads, epoch {epoch}"),
-                );
+                let text = format!("no longer leads, epoch {epoch}");
+                record(actions, Level::Info, &self.me, text);
             }
             _ => {}
         }
     }
 
-    fn is_me(&self, seen: &LeaseSeen) -> bool {
-        seen.holder
-            .as_ref()
-            .is_some_and(|h| h.host == self.me && h.incarnation == self.incarnation)
+    /// The term in which this boot of this host got the lease, if it did.
+    fn my_term(&self, seen: &LeaseSeen) -> Option<u32> {
+        let holder = seen.holder.as_ref()?;
+        let mine = holder.host == self.me && holder.incarnation == self.incarnation;
+        mine.then_some(holder.term)
     }
 
     fn receive(&mut self, from: &HostId, message: Message, actions: &mut Vec<Action>) {
@@ -261,7 +254,7 @@ impl Brain {
                 let Some(inventory) = &self.inventory else {
                     return;
                 };
-                let may_act = now_us < self.may_act_until_us;
+                let may_act = self.hold.is_live(now_us);
                 let me = (&self.me, may_act);
                 match self.member.ordered(me, inventory, from, order) {
                     Ok(start) => actions.extend(start),
@@ -296,7 +289,7 @@ impl Brain {
         if self.now_us < self.next_beat_us {
             return;
         }
-        self.next_beat_us = self.now_us + self.timings().beat_every_ms * 1000;
+        self.next_beat_us = self.now_us + self.waits().beat_us;
         self.sequence += 1;
         let beat = Beat {
             incarnation: self.incarnation,
@@ -329,7 +322,7 @@ impl Brain {
     }
 
     fn judge_peers(&mut self, actions: &mut Vec<Action>) {
-        let (now_us, t, circle) = (self.now_us, self.timings(), self.circle());
+        let (now_us, t, circle) = (self.now_us, self.waits(), self.circle());
         let Some(inventory) = &self.inventory else {
             return;
         };
@@ -363,10 +356,10 @@ impl Brain {
     /// Cut off: hears nobody although others live; responds once somebody else leads and
     /// is heard by others, so that a dead switch does not stop the whole cluster.
     fn judge_self(&mut self, actions: &mut Vec<Action>) {
-        let (now_us, t) = (self.now_us, self.timings());
+        let (now_us, t) = (self.now_us, self.waits());
         let alone = self.note.of > 0
             && self.peers.values().all(|peer| peer.is_cut_off(now_us, &t))
-            && self.peers.values().any(|peer| peer.beats(&t));
+            && self.peers.values().any(|peer| peer.beats(now_us, &t));
         if alone != self.cut_off {
             self.cut_off = alone;
             let text = if alone {
@@ -384,7 +377,7 @@ impl Brain {
             return;
         }
         let leader = self.leader().and_then(|leader| self.peers.get(leader));
-        if !leader.is_some_and(|leader| leader.beats(&t) && leader.note().hears > 0) {
+        if !leader.is_some_and(|leader| leader.beats(now_us, &t) && leader.note().hears > 0) {
             return;
         }
         let how = match response {
@@ -398,9 +391,9 @@ impl Brain {
     }
 
     fn seek_lead(&mut self, actions: &mut Vec<Action>) {
-        let (now_us, t) = (self.now_us, self.timings());
+        let (now_us, t) = (self.now_us, self.waits());
         let me = (&self.me, self.incarnation);
-        if self.leading.is_some() {
+        if self.leads() {
             if let Some(because) = self.contest.step_down(now_us, self.note, &self.peers, &t) {
                 self.leading = None;
                 self.contest = Contest::default();
@@ -408,10 +401,10 @@ impl Brain {
             }
             return;
         }
-        if !self.lead_read || now_us >= self.may_act_until_us {
+        if !self.lead_read || !self.hold.is_live(now_us) {
             return;
         }
-        let vacancy = vacancy(&self.lead_seen, me, &self.peers, &t);
+        let vacancy = vacancy(&self.lead_seen, me, self.hold.term(), &self.peers, &t);
         let entry = self
             .inventory
             .as_ref()
@@ -434,12 +427,12 @@ impl Brain {
         if !self.leads() {
             return;
         }
-        let (now_us, settings) = (self.now_us, self.settings());
+        let (now_us, settings, t) = (self.now_us, self.settings(), self.waits());
         let me = (&self.me, self.incarnation);
         let Some(leading) = &mut self.leading else {
             return;
         };
-        let wanted = leading.step(now_us, me, &self.peers, &settings);
+        let wanted = leading.step(now_us, me, &self.peers, &settings, &t);
         // Orders to this host itself are taken in at once, which may answer and so on;
         // what the next step wants is left to it.
         for action in wanted {
@@ -490,202 +483,4 @@ fn words_of(name: &str, change: &Change) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use alloc::boxed::Box;
-
-    use super::*;
-    use crate::event::DatastoreBeat;
-    use crate::messages::{GuestState, Holder, LocalGuest, StartOutcome};
-    use crate::model::{Guest, Resources};
-    use crate::settings::HostEntry;
-
-    const MS: u64 = 1000;
-
-    fn inventory(hosts: &[&str], guests: &[&str]) -> Event {
-        let capacity = Resources::new(8000, 16 * 1024);
-        let entry = HostEntry {
-            capacity,
-            ..HostEntry::default()
-        };
-        let guest = Guest::sized(Resources::new(1000, 1024));
-        Event::Inventory(Box::new(Inventory {
-            hosts: hosts.iter().map(|h| ((*h).into(), entry.clone())).collect(),
-            guests: guests
-                .iter()
-                .map(|g| ((*g).into(), guest.clone()))
-                .collect(),
-            ..Inventory::default()
-        }))
-    }
-
-    fn held(epoch: u64, host: &str, incarnation: u64) -> LeaseSeen {
-        LeaseSeen {
-            epoch,
-            holder: Some(Holder {
-                host: host.into(),
-                incarnation,
-            }),
-        }
-    }
-
-    fn leader(brain: &mut Brain, now_us: u64, hosts: &[&str], guests: &[&str]) {
-        brain.step(now_us, inventory(hosts, guests));
-        brain.step(
-            now_us,
-            Event::OwnBeat {
-                may_act_until_us: u64::MAX,
-            },
-        );
-        let actions = brain.step(now_us, Event::LeaderLease(LeaseSeen::default()));
-        assert!(
-            actions
-                .iter()
-                .any(|a| matches!(a, Action::ContendForLeader { from_epoch: 0, .. }))
-        );
-        let actions = brain.step(now_us, Event::LeaderLease(held(1, "a", 7)));
-        let all: Vec<String> = guests.iter().map(|g| (*g).to_string()).collect();
-        assert!(
-            actions.contains(&Action::ReadLeases { guests: all }),
-            "{actions:?}"
-        );
-    }
-
-    #[test]
-    fn a_lone_host_leads_and_starts_what_shall_run() {
-        let mut brain = Brain::new("a".into(), 7);
-        leader(&mut brain, 1000, &["a"], &["web"]);
-        let guest = String::from("web");
-        let seen = LeaseSeen::default();
-        let actions = brain.step(
-            2000,
-            Event::GuestLease {
-                guest: guest.clone(),
-                seen,
-            },
-        );
-        let [
-            Action::Start {
-                from_epoch: 0,
-                because,
-                ..
-            },
-        ] = &actions[..]
-        else {
-            panic!("{actions:?}")
-        };
-        assert!(because.contains("nobody holds it"), "{because}");
-        let outcome = StartOutcome::Running { epoch: 1 };
-        brain.step(
-            3000,
-            Event::StartDone {
-                guest: guest.clone(),
-                outcome,
-            },
-        );
-        let local = LocalGuest {
-            epoch: 1,
-            state: GuestState::Running { beating: false },
-            running_ms: 0,
-        };
-        brain.step(
-            3000,
-            Event::Local {
-                guest,
-                now: Some(local),
-            },
-        );
-        assert_eq!(
-            brain.cluster().unwrap().guests["web"].host.as_deref(),
-            Some("a")
-        );
-        assert!(brain.step(4000, Event::Tick).is_empty());
-    }
-
-    #[test]
-    fn a_dead_hosts_guest_is_restarted_after_w_and_not_before() {
-        let mut brain = Brain::new("a".into(), 7);
-        leader(&mut brain, 0, &["a", "b"], &["web"]);
-        let web = String::from("web");
-        brain.step(
-            0,
-            Event::GuestLease {
-                guest: web.clone(),
-                seen: held(4, "b", 9),
-            },
-        );
-        let beat = |counter| {
-            let note = HostNote::default();
-            let beat = Some(DatastoreBeat {
-                incarnation: 9,
-                counter,
-                note,
-            });
-            Event::BeatRead {
-                host: "b".into(),
-                beat,
-            }
-        };
-        let (mut started_ms, mut now_ms) = (None, 0);
-        while now_ms < 8000 && started_ms.is_none() {
-            now_ms += 50;
-            let event = match now_ms % 250 {
-                // Host b dies at 2 s.
-                0 => beat(now_ms.min(2000)),
-                50 if now_ms < 2000 => {
-                    let beat = Beat {
-                        incarnation: 9,
-                        sequence: now_ms,
-                        leader_epoch: 1,
-                    };
-                    Event::Received {
-                        from: "b".into(),
-                        message: Message::Beat(beat),
-                    }
-                }
-                _ => Event::Tick,
-            };
-            let actions = brain.step(now_ms * MS, event);
-            if actions
-                .iter()
-                .any(|a| matches!(a, Action::Start { from_epoch: 4, .. }))
-            {
-                started_ms = Some(now_ms);
-            }
-        }
-        assert_eq!(started_ms, Some(5000));
-        assert_eq!(brain.peer("b").unwrap().0, HostState::Dead);
-    }
-
-    #[test]
-    fn a_stale_leader_is_not_obeyed() {
-        let mut brain = Brain::new("b".into(), 9);
-        brain.step(0, inventory(&["a", "b"], &["web"]));
-        brain.step(
-            0,
-            Event::OwnBeat {
-                may_act_until_us: u64::MAX,
-            },
-        );
-        brain.step(0, Event::LeaderLease(held(5, "a", 7)));
-        let order = |leader_epoch| Event::Received {
-            from: "a".into(),
-            message: Message::Start(crate::messages::StartOrder {
-                guest: "web".into(),
-                leader_epoch,
-                from_epoch: 3,
-                because: String::new(),
-            }),
-        };
-        let actions = brain.step(1, order(4));
-        assert!(
-            actions.iter().all(|a| !matches!(a, Action::Start { .. })),
-            "{actions:?}"
-        );
-        let actions = brain.step(2, order(5));
-        assert!(
-            actions
-                .iter()
-                .any(|a| matches!(a, Action::Start { from_epoch: 3, .. }))
-        );
-    }
-}
+mod tests;

@@ -4,7 +4,10 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use crate::messages::{HostNote, Incarnation, LeaseSeen, LocalGuest, Message, StartOutcome};
+use storage_core::hold::Hold;
+use storage_core::record::HeartbeatRecord;
+
+use crate::messages::{HostNote, LeaseSeen, LocalGuest, Message, StartOutcome};
 use crate::model::{GuestId, HostId};
 use crate::settings::Inventory;
 
@@ -17,25 +20,19 @@ pub enum Event {
     /// What the datastore says about the cluster: once at the start, before anything else
     /// is decided, and whenever it changed.
     Inventory(Box<Inventory>),
-    /// Another host's heartbeat record was read (every `beat_every_ms`, on every host);
-    /// `None`: there is no readable record.
-    BeatRead {
+    /// What is known of another host's datastore heartbeat (every interval, for every host):
+    /// the sighting that the datastore's watcher keeps.
+    Sighted {
         /// Whose.
         host: HostId,
-        /// What it said.
-        beat: Option<DatastoreBeat>,
+        /// The record read last; `None`: there is none that can be read.
+        record: Option<HeartbeatRecord>,
+        /// For how long it has stood still, as the lease's observer counts.
+        silent_us: u64,
     },
-    /// A storage access of ours failed or went unanswered for longer than a beat.
-    StorageFailed {
-        /// Which, and why.
-        what: String,
-    },
-    /// Our own datastore heartbeat was written.
-    OwnBeat {
-        /// Until when our leases stand, on the same clock as `now_us`.
-        may_act_until_us: u64,
-    },
-    /// The leader lease was read (every `beat_every_ms`, on every host; and at once after
+    /// The hold of this host on what it has (every interval, and when it changed).
+    Hold(Hold),
+    /// The leader lease was read (every interval, on every host; and at once after
     /// [`Action::ContendForLeader`], won or lost).
     LeaderLease(LeaseSeen),
     /// A guest's lease was read: answers to [`Action::ReadLeases`].
@@ -69,17 +66,6 @@ pub enum Event {
     },
 }
 
-/// A heartbeat record as read from the datastore.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DatastoreBeat {
-    /// The host's incarnation.
-    pub incarnation: Incarnation,
-    /// Counts up with each write.
-    pub counter: u64,
-    /// What the host added.
-    pub note: HostNote,
-}
-
 /// What the brain wants done. Each is carried out in order; none waits for another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
@@ -90,7 +76,7 @@ pub enum Action {
         /// What.
         message: Message,
     },
-    /// Add this to our datastore heartbeat from now on.
+    /// Add this to our datastore heartbeat from now on, as its flags.
     Publish(HostNote),
     /// Try to take the leader lease over from this epoch, then deliver
     /// [`Event::LeaderLease`]. The lease itself decides whether that is allowed.

@@ -31,6 +31,8 @@ const MAX_ORDERS_PER_STEP: usize = 64;
 const MAX_MISSES_PER_STEP: usize = 64;
 /// Longest pause between two tries of a guest.
 const MAX_RETRY_US: u64 = 300_000_000;
+/// Pause after a refusal, which mostly means that somebody knows more than we do.
+const REFUSED_PAUSE_US: u64 = 250_000;
 /// Longest chain along which a waiting guest lends its priority.
 const MAX_CHAIN: usize = 16;
 
@@ -150,7 +152,7 @@ impl Failover {
             StartOutcome::Refused { why } => {
                 let trouble = self.troubles.entry(guest.clone()).or_default();
                 trouble.tried.insert(host.clone());
-                trouble.not_before_us = now_us + settings.timings.beat_every_ms * 1000;
+                trouble.not_before_us = now_us + REFUSED_PAUSE_US;
                 Some(Decision::Failed {
                     guest: guest.clone(),
                     because: format!("{host} refused to start it: {why}"),

@@ -16,9 +16,10 @@
 use alloc::format;
 use alloc::string::String;
 
-use crate::event::DatastoreBeat;
+use storage_core::record::HeartbeatRecord;
+
 use crate::messages::{HostNote, Incarnation};
-use crate::settings::Timings;
+use crate::settings::Waits;
 
 /// Longest hold-down of a host that flaps.
 const MAX_HOLD_US: u64 = 300_000_000;
@@ -26,9 +27,9 @@ const MAX_HOLD_US: u64 = 300_000_000;
 const FIRST_HOLD_US: u64 = 5_000_000;
 /// A host that stayed alive for so long has its flaps forgiven.
 const FORGIVEN_AFTER_US: u64 = 600_000_000;
-/// Gap between two reads of a record, in beats, beyond which time does not count: we
-/// slept, or storage did.
-const MAX_GAP_BEATS: u64 = 4;
+/// A datastore heartbeat that was not seen to move for so many beats does not count as a
+/// sign of life any more.
+const FRESH_BEATS: u64 = 5;
 
 /// What a peer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,10 +101,9 @@ pub struct Peer {
     heard_us: u64,
     ever_heard: bool,
     expected: bool,
-    beat: Option<DatastoreBeat>,
-    changed_us: u64,
-    read_us: Option<u64>,
-    still_us: u64,
+    record: Option<HeartbeatRecord>,
+    moved_us: Option<u64>,
+    silent_us: u64,
     flaps: u32,
     hold_until_us: u64,
 }
@@ -117,10 +117,9 @@ impl Peer {
             heard_us: now_us,
             ever_heard: false,
             expected: true,
-            beat: None,
-            changed_us: now_us,
-            read_us: None,
-            still_us: 0,
+            record: None,
+            moved_us: None,
+            silent_us: 0,
             flaps: 0,
             hold_until_us: 0,
         }
@@ -140,35 +139,18 @@ impl Peer {
         self.expected = expected;
     }
 
-    /// Its heartbeat record was read; `counts`: our own heartbeat stands.
-    pub fn beat_read(
-        &mut self,
-        now_us: u64,
-        beat: Option<DatastoreBeat>,
-        counts: bool,
-        t: &Timings,
-    ) {
-        let moved = match (&self.beat, &beat) {
-            (Some(old), Some(new)) => {
-                (old.incarnation, old.counter) != (new.incarnation, new.counter)
+    /// What the datastore's watcher knows of its heartbeat.
+    pub fn sighted(&mut self, now_us: u64, record: Option<HeartbeatRecord>, silent_us: u64) {
+        let key = |record: &HeartbeatRecord| (record.incarnation, record.counter);
+        if let Some(record) = record {
+            let before = self.record.as_ref().map(key);
+            // The first record read may be years old; only a second one is a sign of life.
+            if before.is_some_and(|before| before != key(&record)) {
+                self.moved_us = Some(now_us);
             }
-            (None, Some(_)) => true,
-            (_, None) => false,
-        };
-        if moved {
-            self.changed_us = now_us;
-            self.still_us = 0;
-            self.beat = beat;
-        } else if let (Some(read_us), true) = (self.read_us, counts) {
-            let gap = now_us.saturating_sub(read_us);
-            self.still_us += gap.min(MAX_GAP_BEATS * t.beat_every_ms * 1000);
+            self.record = Some(record);
         }
-        self.read_us = Some(now_us);
-    }
-
-    /// One of our own storage accesses failed: the time since the last read is not counted.
-    pub fn storage_failed(&mut self) {
-        self.read_us = None;
+        self.silent_us = silent_us;
     }
 
     /// Its state.
@@ -183,37 +165,46 @@ impl Peer {
 
     /// Its incarnation, if its record was ever read.
     pub fn incarnation(&self) -> Option<Incarnation> {
-        self.beat.map(|beat| beat.incarnation)
+        Some(self.record.as_ref()?.incarnation)
     }
 
     /// What it last said on the datastore.
     pub fn note(&self) -> HostNote {
-        self.beat.map(|beat| beat.note).unwrap_or_default()
+        self.record
+            .as_ref()
+            .map(|record| HostNote::from_flags(record.flags))
+            .unwrap_or_default()
     }
 
     /// Is it heard right now?
-    pub fn is_heard(&self, now_us: u64, t: &Timings) -> bool {
-        self.ever_heard && self.silent_us(now_us) < t.suspect_after_ms * 1000
+    pub fn is_heard(&self, now_us: u64, t: &Waits) -> bool {
+        self.ever_heard && self.unheard_us(now_us) < t.suspect_us
     }
 
     /// Network silence too long for chance.
-    pub fn is_cut_off(&self, now_us: u64, t: &Timings) -> bool {
-        self.silent_us(now_us) >= t.isolated_after_ms * 1000
+    pub fn is_cut_off(&self, now_us: u64, t: &Waits) -> bool {
+        self.unheard_us(now_us) >= t.isolated_us
     }
 
-    /// Its datastore heartbeat moved lately.
-    pub fn beats(&self, t: &Timings) -> bool {
-        self.beat.is_some() && self.still_us < t.lapse_after_ms * 500
+    /// Its datastore heartbeat was seen to move lately.
+    pub fn beats(&self, now_us: u64, t: &Waits) -> bool {
+        self.moved_us
+            .is_some_and(|moved_us| now_us.saturating_sub(moved_us) < FRESH_BEATS * t.beat_us)
     }
 
-    /// Its datastore heartbeat has stood still for `W`.
-    pub fn stands(&self, t: &Timings) -> bool {
-        self.still_us >= t.lapse_after_ms * 1000
+    /// Its datastore heartbeat has stood still for long enough that its leases have lapsed.
+    pub fn stands(&self, t: &Waits) -> bool {
+        self.silent_us >= t.lapse_us
+    }
+
+    /// As [`Self::stands`], for the lead.
+    pub fn lead_lapsed(&self, t: &Waits) -> bool {
+        self.silent_us >= t.lead_lapse_us
     }
 
     /// For how long its datastore heartbeat has stood still, in milliseconds that count.
-    pub fn still_ms(&self) -> u64 {
-        self.still_us / 1000
+    pub fn silent_ms(&self) -> u64 {
+        self.silent_us / 1000
     }
 
     /// May it be given guests: alive, and not held down for flapping?
@@ -226,16 +217,17 @@ impl Peer {
         self.hold_until_us.saturating_sub(now_us)
     }
 
-    fn silent_us(&self, now_us: u64) -> u64 {
+    fn unheard_us(&self, now_us: u64) -> u64 {
         now_us.saturating_sub(self.heard_us)
     }
 
     /// Judges the peer anew.
-    pub fn judge(&mut self, now_us: u64, wanted: Wanted, t: &Timings) -> Option<Change> {
-        let (silent, still) = (self.silent_us(now_us), self.still_us);
-        let heard = self.is_heard(now_us, t) || !self.expected && self.beats(t);
+    pub fn judge(&mut self, now_us: u64, wanted: Wanted, t: &Waits) -> Option<Change> {
+        let unheard_us = self.unheard_us(now_us);
+        let beats = self.beats(now_us, t);
+        let heard = self.is_heard(now_us, t) || !self.expected && beats;
         let is = match (heard, self.stands(t)) {
-            (true, false) if !self.beats(t) => HostState::Suspect,
+            (true, false) if !beats => HostState::Suspect,
             (true, false) => match wanted {
                 Wanted::Service => HostState::Alive,
                 Wanted::Maintenance => HostState::Maintenance,
@@ -243,13 +235,11 @@ impl Peer {
             },
             (true, true) => HostState::StorageLost,
             (false, true) => HostState::Dead,
-            (false, false) if self.is_cut_off(now_us, t) && self.beats_after_silence() => {
+            (false, false) if self.is_cut_off(now_us, t) && self.beats_after_silence(t) => {
                 HostState::Isolated
             }
             // Once isolated it stays so until a witness changes its mind.
-            (false, false) if self.state == HostState::Isolated && self.beats(t) => {
-                HostState::Isolated
-            }
+            (false, false) if self.state == HostState::Isolated && beats => HostState::Isolated,
             (false, false) => HostState::Suspect,
         };
         if is == self.state {
@@ -261,11 +251,11 @@ impl Peer {
         let was = self.state;
         (self.state, self.since_us) = (is, now_us);
         let mut because = format!(
-            "{} for {} ms, datastore heartbeat {} for {} ms",
+            "{} for {} ms, datastore heartbeat {} ({} ms unchanged)",
             if heard { "heard, last" } else { "not heard" },
-            silent / 1000,
-            if still == 0 { "moves" } else { "unchanged" },
-            still / 1000
+            unheard_us / 1000,
+            if beats { "moves" } else { "does not move" },
+            self.silent_us / 1000
         );
         if matches!(is, HostState::Isolated) || was.lapsed() && !is.lapsed() {
             because = self.note_flap(now_us, because);
@@ -275,8 +265,9 @@ impl Peer {
 
     /// The record moved after the network had fallen silent for longer than chance allows,
     /// which only a living host does.
-    fn beats_after_silence(&self) -> bool {
-        self.changed_us > self.heard_us + 1_000_000
+    fn beats_after_silence(&self, t: &Waits) -> bool {
+        self.moved_us
+            .is_some_and(|moved_us| moved_us > self.heard_us + t.suspect_us)
     }
 
     fn note_flap(&mut self, now_us: u64, because: String) -> String {

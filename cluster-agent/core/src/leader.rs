@@ -12,7 +12,7 @@ use alloc::string::String;
 use crate::health::{HostState, Peer};
 use crate::messages::{HostNote, Incarnation, LeaseSeen};
 use crate::model::HostId;
-use crate::settings::Timings;
+use crate::settings::Waits;
 
 /// Pause between two attempts of one host.
 const RETRY_US: u64 = 500_000;
@@ -45,14 +45,19 @@ impl Vacancy {
 pub fn vacancy(
     seen: &LeaseSeen,
     me: (&HostId, Incarnation),
+    term: u32,
     peers: &BTreeMap<HostId, Peer>,
-    t: &Timings,
+    t: &Waits,
 ) -> Option<Vacancy> {
     let Some(holder) = &seen.holder else {
         return Some(Vacancy::Free);
     };
     if holder.host == *me.0 {
-        return (holder.incarnation != me.1).then(|| Vacancy::Rebooted(holder.host.clone()));
+        if holder.incarnation != me.1 {
+            return Some(Vacancy::Rebooted(holder.host.clone()));
+        }
+        // Our own hold lapsed since: the lead has to be claimed anew.
+        return (holder.term != term).then(|| Vacancy::Lapsed(holder.host.clone()));
     }
     let Some(peer) = peers.get(&holder.host) else {
         // Forgotten by the operator: it is no member any more.
@@ -62,7 +67,7 @@ pub fn vacancy(
         Some(incarnation) if incarnation != holder.incarnation => {
             Some(Vacancy::Rebooted(holder.host.clone()))
         }
-        _ if peer.stands(t) => Some(Vacancy::Lapsed(holder.host.clone())),
+        _ if peer.lead_lapsed(t) => Some(Vacancy::Lapsed(holder.host.clone())),
         _ => None,
     }
 }
@@ -84,7 +89,7 @@ impl Contest {
         vacancy: Option<&Vacancy>,
         me: (&HostId, HostNote, bool),
         peers: &BTreeMap<HostId, Peer>,
-        t: &Timings,
+        t: &Waits,
     ) -> Option<String> {
         let Some(vacancy) = vacancy else {
             *self = Self {
@@ -94,8 +99,8 @@ impl Contest {
             return None;
         };
         let since = *self.vacant_since_us.get_or_insert(now_us);
-        let rank = rank(me, peers, t);
-        let due = since + rank * t.contend_stagger_ms * 1000;
+        let rank = rank(now_us, me, peers, t);
+        let due = since + rank * t.stagger_us;
         let retry = self.tried_us.map_or(0, |tried| tried + RETRY_US);
         if now_us < due.max(retry) {
             return None;
@@ -114,11 +119,11 @@ impl Contest {
         now_us: u64,
         mine: HostNote,
         peers: &BTreeMap<HostId, Peer>,
-        t: &Timings,
+        t: &Waits,
     ) -> Option<String> {
-        let better = peers
-            .iter()
-            .find(|(_, peer)| peer.beats(t) && peer.note().of > 0 && peer.note().well_connected());
+        let better = peers.iter().find(|(_, peer)| {
+            peer.beats(now_us, t) && peer.note().of > 0 && peer.note().well_connected()
+        });
         let (false, Some((name, peer))) = (mine.well_connected(), better) else {
             self.worse_since_us = None;
             return None;
@@ -137,12 +142,17 @@ impl Contest {
 }
 
 /// How many hosts should contend before this one.
-fn rank(me: (&HostId, HostNote, bool), peers: &BTreeMap<HostId, Peer>, t: &Timings) -> u64 {
+fn rank(
+    now_us: u64,
+    me: (&HostId, HostNote, bool),
+    peers: &BTreeMap<HostId, Peer>,
+    t: &Waits,
+) -> u64 {
     // False sorts first: connected before cut off, in service before maintenance.
     let mine = (!me.1.well_connected(), me.2, me.0);
     peers
         .iter()
-        .filter(|(_, peer)| peer.beats(t) && !peer.state().lapsed())
+        .filter(|(_, peer)| peer.beats(now_us, t) && !peer.state().lapsed())
         .map(|(name, peer)| {
             let resting = matches!(peer.state(), HostState::Maintenance | HostState::Leaving);
             (!peer.note().well_connected(), resting, name)

@@ -13,7 +13,7 @@ use crate::messages::{
 };
 use crate::model::{Cluster, Desired, GuestId, Host, HostId, HostMode};
 use crate::owners::{Owners, Whereabouts};
-use crate::settings::{Inventory, Settings};
+use crate::settings::{Inventory, Settings, Waits};
 
 /// A lease that could not be read is asked for again after so long.
 const ASK_AGAIN_US: u64 = 2_000_000;
@@ -23,6 +23,8 @@ const ASK_AGAIN_US: u64 = 2_000_000;
 pub struct Leading {
     /// The epoch of its lease.
     pub epoch: u64,
+    /// The term of this host's hold in which it was got.
+    pub term: u32,
     /// Restarts under way.
     pub failover: Failover,
     owners: Owners,
@@ -31,9 +33,10 @@ pub struct Leading {
 
 impl Leading {
     /// A leader that knows nothing yet but the inventory.
-    pub fn new(epoch: u64, inventory: &Inventory) -> Self {
+    pub fn new(epoch: u64, term: u32, inventory: &Inventory) -> Self {
         let mut leading = Self {
             epoch,
+            term,
             failover: Failover::default(),
             owners: Owners::default(),
             cluster: Cluster::default(),
@@ -122,6 +125,7 @@ impl Leading {
                     holder: Some(Holder {
                         host: from.clone(),
                         incarnation,
+                        term: 0,
                     }),
                 })
             }
@@ -152,6 +156,7 @@ impl Leading {
         me: (&HostId, Incarnation),
         peers: &BTreeMap<HostId, Peer>,
         settings: &Settings,
+        t: &Waits,
     ) -> Vec<Action> {
         let mut actions = Vec::new();
         let wanted = self.cluster.guests.iter();
@@ -163,7 +168,7 @@ impl Leading {
             actions.push(Action::ReadLeases { guests });
         }
         self.see_hosts(now_us, me.0, peers);
-        let whereabouts = self.see_guests(me, peers, settings);
+        let whereabouts = self.see_guests(me, peers, t);
         let situation = Situation {
             cluster: &self.cluster,
             whereabouts: &whereabouts,
@@ -197,11 +202,11 @@ impl Leading {
         &mut self,
         me: (&HostId, Incarnation),
         peers: &BTreeMap<HostId, Peer>,
-        settings: &Settings,
+        t: &Waits,
     ) -> BTreeMap<GuestId, Whereabouts> {
         let mut all = BTreeMap::new();
         for (name, guest) in &mut self.cluster.guests {
-            let at = self.owners.whereabouts(name, me, peers, &settings.timings);
+            let at = self.owners.whereabouts(name, me, peers, t);
             guest.host = match &at {
                 Whereabouts::Held(host) => Some(host.clone()),
                 _ => None,

@@ -4,11 +4,11 @@ use alloc::collections::BTreeMap;
 use alloc::string::String;
 
 use serde::{Deserialize, Serialize};
+use storage_core::record::LeaseRecord;
 
-use crate::model::{GuestId, HostId};
+use crate::model::GuestId;
 
-/// Which life of a host this is; a reboot begins a new one.
-pub type Incarnation = u64;
+pub use storage_core::record::{Holder, Incarnation};
 
 /// Between two agents. Versioned and framed by the shell.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,7 +45,7 @@ pub struct Report {
     pub guests: BTreeMap<GuestId, LocalGuest>,
 }
 
-/// What a host adds to its datastore heartbeat for those who cannot hear it.
+/// What a host adds to its datastore heartbeat (as its flags) for those who cannot hear it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostNote {
     /// How many peers it hears.
@@ -55,6 +55,19 @@ pub struct HostNote {
 }
 
 impl HostNote {
+    /// As the flags of the heartbeat record.
+    pub fn to_flags(self) -> u32 {
+        u32::from(self.hears) << 16 | u32::from(self.of)
+    }
+
+    /// From the flags of the heartbeat record.
+    pub fn from_flags(flags: u32) -> Self {
+        Self {
+            hears: (flags >> 16) as u16,
+            of: flags as u16,
+        }
+    }
+
     /// Does it hear at least half of those it ought to?
     pub fn well_connected(self) -> bool {
         u32::from(self.hears) * 2 >= u32::from(self.of)
@@ -148,11 +161,12 @@ pub struct LeaseSeen {
     pub holder: Option<Holder>,
 }
 
-/// A holder of a lease.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Holder {
-    /// The host.
-    pub host: HostId,
-    /// The life of it that acquired the lease.
-    pub incarnation: Incarnation,
+impl From<Option<&LeaseRecord>> for LeaseSeen {
+    fn from(last: Option<&LeaseRecord>) -> Self {
+        last.map(|record| Self {
+            epoch: record.epoch,
+            holder: record.holder.clone(),
+        })
+        .unwrap_or_default()
+    }
 }

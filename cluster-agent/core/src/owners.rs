@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 use crate::health::Peer;
 use crate::messages::{GuestState, Holder, Incarnation, LeaseSeen, LocalGuest};
 use crate::model::{GuestId, HostId};
-use crate::settings::Timings;
+use crate::settings::Waits;
 
 /// What is known about one guest.
 #[derive(Debug, Clone, Default)]
@@ -69,7 +69,10 @@ impl Owners {
             .as_ref()
             .is_none_or(|known| seen.epoch >= known.epoch)
         {
-            if owned.lease.as_ref() != Some(&seen) {
+            let same = |known: &LeaseSeen| {
+                known.epoch == seen.epoch && known.holder.is_some() == seen.holder.is_some()
+            };
+            if !owned.lease.as_ref().is_some_and(same) {
                 owned.report = None;
             }
             owned.lease = Some(seen);
@@ -113,6 +116,8 @@ impl Owners {
             let holder = Some(Holder {
                 host: host.clone(),
                 incarnation,
+                // Not reported, and nothing here asks for it.
+                term: 0,
             });
             owned.lease = Some(LeaseSeen {
                 epoch: local.epoch,
@@ -138,7 +143,7 @@ impl Owners {
         guest: &str,
         me: (&HostId, Incarnation),
         peers: &BTreeMap<HostId, Peer>,
-        t: &Timings,
+        t: &Waits,
     ) -> Whereabouts {
         let Some(lease) = self.known.get(guest).and_then(|owned| owned.lease.as_ref()) else {
             return Whereabouts::Unknown;
@@ -190,7 +195,7 @@ impl Owned {
     }
 }
 
-fn loss_by(host: &HostId, incarnation: Incarnation, peer: &Peer, t: &Timings) -> Option<Loss> {
+fn loss_by(host: &HostId, incarnation: Incarnation, peer: &Peer, t: &Waits) -> Option<Loss> {
     if peer.incarnation().is_some_and(|now| now != incarnation) {
         return Some(Loss::Rebooted(host.clone()));
     }
@@ -198,7 +203,7 @@ fn loss_by(host: &HostId, incarnation: Incarnation, peer: &Peer, t: &Timings) ->
         let why = format!(
             "{host} is {}, its datastore heartbeat unchanged for {} ms",
             peer.state().word(),
-            peer.still_ms()
+            peer.silent_ms()
         );
         Loss::Lapsed(host.clone(), why)
     })

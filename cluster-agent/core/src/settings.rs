@@ -5,6 +5,7 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
+use storage_core::timing::Timing;
 
 use crate::model::{GroupId, Guest, GuestId, HostId, Resources, Rule};
 use alloc::string::String;
@@ -51,20 +52,14 @@ pub enum IsolationResponse {
     PowerOff,
 }
 
-/// How long things take and how long is waited. All times in milliseconds.
+/// How long is waited for what, beyond the numbers of the lease. In milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct Timings {
-    /// Between two network heartbeats, and between two readings of a peer's datastore
-    /// heartbeat.
-    pub beat_every_ms: u64,
     /// Network silence after which a peer is suspect.
     pub suspect_after_ms: u64,
     /// Network silence after which a peer that beats on the datastore counts as isolated.
     pub isolated_after_ms: u64,
-    /// `W`: how long a datastore heartbeat must stand still before its leases have lapsed.
-    /// Must be the lease's own `W`.
-    pub lapse_after_ms: u64,
     /// How much later each further host contends for a vacant lead.
     pub contend_stagger_ms: u64,
     /// How long an order to start a guest may go unanswered.
@@ -78,10 +73,8 @@ pub struct Timings {
 impl Default for Timings {
     fn default() -> Self {
         Self {
-            beat_every_ms: 250,
             suspect_after_ms: 1_000,
             isolated_after_ms: 2_000,
-            lapse_after_ms: 3_000,
             contend_stagger_ms: 200,
             order_patience_ms: 5_000,
             dependency_patience_ms: 300_000,
@@ -144,6 +137,12 @@ pub struct Inventory {
     /// Settings.
     #[serde(default)]
     pub settings: Settings,
+    /// The numbers of the lease protocol.
+    #[serde(default)]
+    pub lease: Timing,
+    /// Disks are fenced at a takeover, so that the short watch is enough.
+    #[serde(default)]
+    pub fencing: bool,
     /// Hosts by name.
     pub hosts: BTreeMap<HostId, HostEntry>,
     /// Guests by name.
@@ -151,4 +150,37 @@ pub struct Inventory {
     /// Rules by name.
     #[serde(default)]
     pub rules: BTreeMap<String, Rule>,
+}
+
+/// The waits the cores run on, in microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waits {
+    /// Between two network heartbeats.
+    pub beat_us: u64,
+    /// Network silence that makes suspect.
+    pub suspect_us: u64,
+    /// Network silence that makes isolated.
+    pub isolated_us: u64,
+    /// Silence on the datastore after which a guest's lease has lapsed.
+    pub lapse_us: u64,
+    /// Silence on the datastore after which the lead has lapsed. Shorter where disks are
+    /// not fenced: a leader writes to no disk, so no late write has to die.
+    pub lead_lapse_us: u64,
+    /// Between two contenders.
+    pub stagger_us: u64,
+}
+
+impl Inventory {
+    /// The waits that follow from settings and lease.
+    pub fn waits(&self) -> Waits {
+        let timings = &self.settings.timings;
+        Waits {
+            beat_us: self.lease.interval_us(),
+            suspect_us: timings.suspect_after_ms * 1000,
+            isolated_us: timings.isolated_after_ms * 1000,
+            lapse_us: self.lease.watch_us(self.fencing),
+            lead_lapse_us: self.lease.watch_us(true),
+            stagger_us: timings.contend_stagger_ms * 1000,
+        }
+    }
 }

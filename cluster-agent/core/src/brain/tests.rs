@@ -1,0 +1,195 @@
+//! What one brain does, event by event. Several of them together are in the simulator.
+
+use alloc::boxed::Box;
+
+use storage_core::record::HeartbeatRecord;
+
+use super::*;
+use crate::messages::{GuestState, Holder, LocalGuest, StartOutcome};
+use crate::model::{Guest, Resources};
+use crate::settings::HostEntry;
+
+const MS: u64 = 1000;
+
+fn inventory(hosts: &[&str], guests: &[&str]) -> Event {
+    let capacity = Resources::new(8000, 16 * 1024);
+    let entry = HostEntry {
+        capacity,
+        ..HostEntry::default()
+    };
+    let guest = Guest::sized(Resources::new(1000, 1024));
+    Event::Inventory(Box::new(Inventory {
+        hosts: hosts.iter().map(|h| ((*h).into(), entry.clone())).collect(),
+        guests: guests
+            .iter()
+            .map(|g| ((*g).into(), guest.clone()))
+            .collect(),
+        ..Inventory::default()
+    }))
+}
+
+fn held(epoch: u64, host: &str, boot: u8) -> LeaseSeen {
+    LeaseSeen {
+        epoch,
+        holder: Some(Holder {
+            host: host.into(),
+            incarnation: Incarnation([boot; 16]),
+            term: 1,
+        }),
+    }
+}
+
+fn leader(brain: &mut Brain, now_us: u64, hosts: &[&str], guests: &[&str]) {
+    brain.step(now_us, inventory(hosts, guests));
+    brain.step(now_us, Event::Hold(Hold::new(1 << 40, 1)));
+    let actions = brain.step(now_us, Event::LeaderLease(LeaseSeen::default()));
+    assert!(
+        actions
+            .iter()
+            .any(|a| matches!(a, Action::ContendForLeader { from_epoch: 0, .. }))
+    );
+    let actions = brain.step(now_us, Event::LeaderLease(held(1, "a", 7)));
+    let all: Vec<String> = guests.iter().map(|g| (*g).to_string()).collect();
+    assert!(
+        actions.contains(&Action::ReadLeases { guests: all }),
+        "{actions:?}"
+    );
+}
+
+#[test]
+fn a_lone_host_leads_and_starts_what_shall_run() {
+    let mut brain = Brain::new("a".into(), Incarnation([7; 16]));
+    leader(&mut brain, 1000, &["a"], &["web"]);
+    let guest = String::from("web");
+    let seen = LeaseSeen::default();
+    let actions = brain.step(
+        2000,
+        Event::GuestLease {
+            guest: guest.clone(),
+            seen,
+        },
+    );
+    let [
+        Action::Start {
+            from_epoch: 0,
+            because,
+            ..
+        },
+    ] = &actions[..]
+    else {
+        panic!("{actions:?}")
+    };
+    assert!(because.contains("nobody holds it"), "{because}");
+    let outcome = StartOutcome::Running { epoch: 1 };
+    brain.step(
+        3000,
+        Event::StartDone {
+            guest: guest.clone(),
+            outcome,
+        },
+    );
+    let local = LocalGuest {
+        epoch: 1,
+        state: GuestState::Running { beating: false },
+        running_ms: 0,
+    };
+    brain.step(
+        3000,
+        Event::Local {
+            guest,
+            now: Some(local),
+        },
+    );
+    assert_eq!(
+        brain.cluster().unwrap().guests["web"].host.as_deref(),
+        Some("a")
+    );
+    assert!(brain.step(4000, Event::Tick).is_empty());
+}
+
+#[test]
+fn a_dead_hosts_guest_is_restarted_after_w_and_not_before() {
+    let mut brain = Brain::new("a".into(), Incarnation([7; 16]));
+    leader(&mut brain, 0, &["a", "b"], &["web"]);
+    let web = String::from("web");
+    brain.step(
+        0,
+        Event::GuestLease {
+            guest: web.clone(),
+            seen: held(4, "b", 9),
+        },
+    );
+    // Host b dies at 2 s.
+    let sighting = |now_ms: u64| {
+        let record = HeartbeatRecord {
+            host: "b".into(),
+            incarnation: Incarnation([9; 16]),
+            counter: now_ms.min(2000),
+            sent_us: 0,
+            term: 1,
+            flags: 0,
+            writer_pid: 1,
+        };
+        Event::Sighted {
+            host: "b".into(),
+            record: Some(record),
+            silent_us: now_ms.saturating_sub(2000) * MS,
+        }
+    };
+    let (mut started_ms, mut now_ms) = (None, 0);
+    while now_ms < 8000 && started_ms.is_none() {
+        now_ms += 50;
+        let event = match now_ms % 250 {
+            0 => sighting(now_ms),
+            50 if now_ms < 2000 => {
+                let beat = Beat {
+                    incarnation: Incarnation([9; 16]),
+                    sequence: now_ms,
+                    leader_epoch: 1,
+                };
+                Event::Received {
+                    from: "b".into(),
+                    message: Message::Beat(beat),
+                }
+            }
+            _ => Event::Tick,
+        };
+        let actions = brain.step(now_ms * MS, event);
+        if actions
+            .iter()
+            .any(|a| matches!(a, Action::Start { from_epoch: 4, .. }))
+        {
+            started_ms = Some(now_ms);
+        }
+    }
+    assert_eq!(started_ms, Some(5500));
+    assert_eq!(brain.peer("b").unwrap().0, HostState::Dead);
+}
+
+#[test]
+fn a_stale_leader_is_not_obeyed() {
+    let mut brain = Brain::new("b".into(), Incarnation([9; 16]));
+    brain.step(0, inventory(&["a", "b"], &["web"]));
+    brain.step(0, Event::Hold(Hold::new(1 << 40, 1)));
+    brain.step(0, Event::LeaderLease(held(5, "a", 7)));
+    let order = |leader_epoch| Event::Received {
+        from: "a".into(),
+        message: Message::Start(crate::messages::StartOrder {
+            guest: "web".into(),
+            leader_epoch,
+            from_epoch: 3,
+            because: String::new(),
+        }),
+    };
+    let actions = brain.step(1, order(4));
+    assert!(
+        actions.iter().all(|a| !matches!(a, Action::Start { .. })),
+        "{actions:?}"
+    );
+    let actions = brain.step(2, order(5));
+    assert!(
+        actions
+            .iter()
+            .any(|a| matches!(a, Action::Start { from_epoch: 3, .. }))
+    );
+}

@@ -1,6 +1,7 @@
 //! The way to the storage and back: delays, losses, effects, answers.
 
 use storage_core::lease::{Event, Outcome};
+use storage_core::observer::Sight;
 use storage_core::record::{Grant, LeaseRecord};
 
 use super::host::Who;
@@ -218,7 +219,7 @@ impl World {
                 let agent = self.agent(origin);
                 agent.reading = false;
                 if let (Some(observer), Some(record)) = (agent.observers.get_mut(&of), record) {
-                    observer.read(issued_us, own_us, &record, own_term, &timing);
+                    observer.read(issued_us, own_us, &Sight::Beat(record), own_term, &timing);
                 }
                 self.consider(origin, trace);
             }

@@ -81,6 +81,27 @@ impl BuildLock {
     }
 }
 
+/// A directory for sockets, by a path short enough for them wherever the workspace lies. Those of
+/// labs that were killed are removed on the way.
+pub fn socket_directory() -> Result<tempfile::TempDir> {
+    const PREFIX: &str = "godwit-lab-";
+    let all = std::env::temp_dir();
+    for entry in fs::read_dir(&all).during("list", &all)?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let owner = name
+            .strip_prefix(PREFIX)
+            .and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        if owner.is_some_and(|owner| !Path::new("/proc").join(owner.to_string()).exists()) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+    let prefix = format!("{PREFIX}{}-", std::process::id());
+    tempfile::Builder::new()
+        .prefix(&prefix)
+        .tempdir_in(&all)
+        .during("create", all.join(prefix))
+}
+
 /// `target/debug` or `target/release`: where the program that runs this was built.
 fn profile_directory() -> Result<PathBuf> {
     let program = std::env::current_exe().during("find", "this program")?;

@@ -98,10 +98,7 @@ impl Template {
         let directory = &self.directory;
         let _ = fs::remove_dir_all(directory);
         fs::create_dir_all(directory).during("create", directory)?;
-        let sockets = tempfile::Builder::new()
-            .prefix("godwit-lab-")
-            .tempdir()
-            .during("create", "a directory for sockets")?;
+        let sockets = artefacts::socket_directory()?;
         let cables = [sockets.path().join("net0"), sockets.path().join("net1")];
         let _switch = Switch::start(&cables)?;
         let machine = Machine {

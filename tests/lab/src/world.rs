@@ -143,10 +143,7 @@ impl Lab {
         template: &Template,
         tools: &Path,
     ) -> Result<Self> {
-        let sockets = tempfile::Builder::new()
-            .prefix("godwit-lab-")
-            .tempdir()
-            .during("create", "a directory for sockets")?;
+        let sockets = artefacts::socket_directory()?;
         let mut names: Vec<(String, u8)> = (b'a'..)
             .take(settings.hosts)
             .zip(1..)

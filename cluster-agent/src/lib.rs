@@ -2,7 +2,16 @@
 
 pub mod api;
 pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod driver;
+pub mod guest_file;
+pub mod guests;
 pub mod history;
 pub mod host_facts;
 pub mod http;
+pub mod inventory;
+pub mod mail;
 pub mod network;
+pub mod picture;
+pub mod reader;

@@ -125,7 +125,7 @@ pub enum StoreError {
 
 impl StoreError {
     /// Wraps the answer of the file system.
-    pub(crate) fn io(act: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
+    pub fn io(act: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
         let path = path.as_ref().to_owned();
         move |source| Self::Io { act, path, source }
     }

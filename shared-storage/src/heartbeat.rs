@@ -5,8 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use storage_core::observer::Sight;
-use storage_core::record::{HEARTBEAT_BYTES, HeartbeatRecord, RecordError};
+use storage_core::record::{HEARTBEAT_BYTES, HeartbeatRecord};
 
 use crate::error::StoreError;
 
@@ -27,22 +26,6 @@ fn open(path: &Path, options: &mut OpenOptions, flags: i32) -> io::Result<File> 
 
 /// Reads a heartbeat from the storage itself.
 pub fn read(path: &Path) -> Result<HeartbeatRecord, StoreError> {
-    let (record, _) = read_with_checksum(path)?;
-    record.map_err(|source| StoreError::Record {
-        path: path.into(),
-        source,
-    })
-}
-
-/// Reads what lies there, for those who watch whether it changes.
-pub fn sight(path: &Path) -> Result<Sight, StoreError> {
-    let (record, checksum) = read_with_checksum(path)?;
-    Ok(record.map_or(Sight::Damaged(checksum), Sight::Beat))
-}
-
-type Found = (Result<HeartbeatRecord, RecordError>, u32);
-
-fn read_with_checksum(path: &Path) -> Result<Found, StoreError> {
     let mut block = Block([0; HEARTBEAT_BYTES]);
     let file =
         open(path, OpenOptions::new().read(true), 0).map_err(StoreError::io("open", path))?;
@@ -50,8 +33,10 @@ fn read_with_checksum(path: &Path) -> Result<Found, StoreError> {
     let have = file
         .read_at(&mut block.0, 0)
         .map_err(StoreError::io("read", path))?;
-    let bytes = &block.0[..have];
-    Ok((HeartbeatRecord::decode(bytes), crc32c::crc32c(bytes)))
+    HeartbeatRecord::decode(&block.0[..have]).map_err(|source| StoreError::Record {
+        path: path.into(),
+        source,
+    })
 }
 
 /// Writes one host's heartbeat.

@@ -1,3 +1,5 @@
 //! The agent's REST API: what people, scripts and the `godwit` command ask of a cluster.
 
+mod create;
+pub mod routes;
 pub mod views;

@@ -2,11 +2,11 @@
 
 use std::net::SocketAddr;
 
-use cluster_core::model::{HostId, Priority, Resources};
+use cluster_core::model::{Desired, HostId, Priority, Resources};
 use serde::{Deserialize, Serialize};
 
 /// The whole cluster on one screen.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterView {
     /// Identity of the cluster, from `cluster.toml`.
     pub cluster_id: String,
@@ -38,7 +38,7 @@ pub struct HostView {
     pub name: HostId,
     /// Where its agent answers other members.
     pub address: SocketAddr,
-    /// alive, suspect, isolated, storage-lost, dead, leaving, maintenance.
+    /// alive, suspect, isolated, without storage, dead, leaving, in maintenance.
     pub health: String,
     /// What guests may use of it.
     pub capacity: Resources,
@@ -77,17 +77,6 @@ pub struct GuestView {
     pub epoch: u64,
     /// Why it is in this state, when that is worth saying.
     pub reason: Option<String>,
-}
-
-/// What the owner of a guest wants of it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Desired {
-    /// It runs, wherever there is room.
-    Running,
-    /// It does not run.
-    #[default]
-    Stopped,
 }
 
 /// Where a new guest's first disk comes from.

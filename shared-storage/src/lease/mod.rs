@@ -3,7 +3,6 @@
 mod files;
 mod gate;
 mod held;
-mod local;
 
 pub use files::{LeaseFiles, Seen};
 pub use gate::LeaseGate;

@@ -1,0 +1,127 @@
+//! Makes a guest: its directory appears whole, with its disk, or not at all.
+
+use std::io;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use cluster_core::model::Desired;
+use hyper::StatusCode;
+use shared_storage::image::{self, DiskOptions, Format};
+use shared_storage::{Datastore, StoreError};
+use vmm_core::mac::Mac;
+use vmm_core::spec::DiskFormat;
+
+use super::routes::Refused;
+use super::views::{CreateGuest, DiskFrom};
+use crate::guest_file::{GuestDisk, GuestFile, ImageFile};
+
+/// Longest wait for a guest that is stopped before its power is cut, unless told otherwise.
+const GRACE_S: u64 = 120;
+
+/// Make the guest.
+pub fn create(store: &Datastore, wish: &CreateGuest) -> Result<(), Refused> {
+    let bad = |why: String| Refused(StatusCode::BAD_REQUEST, why);
+    let image_dir = store.image_dir(&wish.image).map_err(|error| match error {
+        StoreError::Missing(_) => bad(format!(
+            "there is no image {}; `godwit images` lists them",
+            wish.image
+        )),
+        other => other.into(),
+    })?;
+    let image = ImageFile::read(&image_dir).map_err(bad)?;
+    let disk = image.disk.as_ref().map(|source| {
+        let overlay = wish.disk_from == DiskFrom::Overlay;
+        let format = if overlay {
+            DiskFormat::Qcow2
+        } else {
+            image.format
+        };
+        let name = if format == DiskFormat::Raw {
+            "disk0.raw"
+        } else {
+            "disk0.qcow2"
+        };
+        (
+            image_dir.join(source),
+            GuestDisk {
+                name: name.to_owned(),
+                format,
+            },
+        )
+    });
+    let file = GuestFile {
+        desired: if wish.start {
+            Desired::Running
+        } else {
+            Desired::Stopped
+        },
+        priority: wish.priority,
+        protected: wish.protected,
+        movable: true,
+        reserve_mcpu: wish.reserve_mcpu,
+        grace_s: GRACE_S,
+        image: wish.image.clone(),
+        cpus: wish.cpus,
+        memory_mib: wish.memory_mib,
+        cmdline: wish.cmdline.clone(),
+        disks: disk.iter().map(|(_, disk)| disk.clone()).collect(),
+        macs: vec![mac_of(&wish.name)],
+    };
+    let spec = file
+        .spec(&wish.name, &image_dir, |name| name.into())
+        .map_err(bad)?;
+    spec.validate().map_err(|error| bad(error.to_string()))?;
+    let fill = |dir: &Path| match &disk {
+        Some((source, disk)) => make_disk(
+            store,
+            source,
+            image.format,
+            &dir.join(&disk.name),
+            wish.disk_from,
+        ),
+        None => Ok(()),
+    };
+    store
+        .create_guest(&wish.name, &file, fill)
+        .map_err(|error| match error {
+            StoreError::Exists(_) => Refused(
+                StatusCode::CONFLICT,
+                format!(
+                    "there is a guest {} already; choose another name",
+                    wish.name
+                ),
+            ),
+            other => other.into(),
+        })?;
+    Ok(())
+}
+
+fn make_disk(
+    store: &Datastore,
+    source: &Path,
+    format: DiskFormat,
+    target: &Path,
+    from: DiskFrom,
+) -> Result<(), StoreError> {
+    let format = match format {
+        DiskFormat::Raw => Format::Raw,
+        DiskFormat::Qcow2 => Format::Qcow2,
+    };
+    let root = Some(store.root());
+    let made = match from {
+        DiskFrom::Overlay => image::create_overlay(root, target, source, format),
+        DiskFrom::Copy => {
+            let options = DiskOptions {
+                root: root.map(Path::to_owned),
+                ..DiskOptions::new(source, format)
+            };
+            image::duplicate(options, target, |_| ControlFlow::Continue(())).map(|_| ())
+        }
+    };
+    made.map_err(|error| StoreError::io("make the disk", target)(io::Error::other(error)))
+}
+
+/// The same name gives the same address, so that a guest that is made again keeps it.
+fn mac_of(guest: &str) -> Mac {
+    Mac::local(crc32c::crc32c(guest.as_bytes()).to_be_bytes())
+}

@@ -1,0 +1,348 @@
+//! The routes: what can be answered here is, what only the leader knows is asked of it,
+//! what concerns a running guest is passed on to its host.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use cluster_core::model::Desired;
+use hyper::{Method, StatusCode};
+use rustls::ClientConfig;
+use serde::{Deserialize, Serialize};
+use shared_storage::{Datastore, StoreError};
+use tokio::sync::{mpsc, watch};
+
+use super::create;
+use super::views::{ClusterView, CreateGuest, Event, StopGuest};
+use crate::driver::Input;
+use crate::guest_file::GuestFile;
+use crate::history;
+use crate::http::BODY_BYTES_MAX;
+use crate::http::client::{CallError, Client, Endpoint, Refusal};
+use crate::mail::{Letter, MAIL_PATH};
+use crate::picture::Picture;
+use crate::reader::Nudge;
+
+/// Another member answers within this, or the caller is told.
+const FORWARD_LIMIT: Duration = Duration::from_secs(30);
+/// How long a start or stop is waited for before the caller is told to look later.
+const ACT_LIMIT: Duration = Duration::from_mins(4);
+const POLL: Duration = Duration::from_millis(200);
+/// Most events given at once.
+const EVENTS_MAX: usize = 10_000;
+const EVENTS_DEFAULT: usize = 100;
+
+/// What the routes work with.
+pub struct Api {
+    /// The datastore.
+    pub store: Datastore,
+    /// What this host knows.
+    pub picture: watch::Receiver<Picture>,
+    /// The driver.
+    pub driver: mpsc::Sender<Input>,
+    /// Has the datastore read again soon.
+    pub nudge: Nudge,
+    /// Our side of the TLS to other members.
+    pub tls: Arc<ClientConfig>,
+    /// This host.
+    pub me: String,
+}
+
+/// A refusal on its way out.
+#[derive(Debug)]
+pub struct Refused(pub StatusCode, pub String);
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        (self.0, Json(Refusal { error: self.1 })).into_response()
+    }
+}
+
+impl From<StoreError> for Refused {
+    fn from(error: StoreError) -> Self {
+        let status = match &error {
+            StoreError::Missing(_) => StatusCode::NOT_FOUND,
+            StoreError::Exists(_) | StoreError::Changed { .. } => StatusCode::CONFLICT,
+            StoreError::Name { .. } => StatusCode::BAD_REQUEST,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self(status, error.to_string())
+    }
+}
+
+impl From<CallError> for Refused {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Refused { status, message } => Self(status, message),
+            other => Self(StatusCode::BAD_GATEWAY, other.to_string()),
+        }
+    }
+}
+
+/// What came of an act, in words.
+#[derive(Debug, Serialize)]
+pub struct Said {
+    said: String,
+}
+
+type Answer = Result<Json<Said>, Refused>;
+
+fn said(said: String) -> Json<Said> {
+    Json(Said { said })
+}
+
+/// What people and scripts may ask.
+pub fn public(api: Arc<Api>) -> Router {
+    Router::new()
+        .route("/v1/cluster", get(cluster))
+        .route("/v1/images", get(images))
+        .route("/v1/events", get(events))
+        .route("/v1/guests", post(create_guest))
+        .route("/v1/guests/{guest}", axum::routing::delete(delete_guest))
+        .route("/v1/guests/{guest}/start", post(start))
+        .route("/v1/guests/{guest}/stop", post(stop))
+        .route("/v1/hosts/{host}", axum::routing::delete(forget_host))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(api)
+}
+
+/// What other members may ask besides.
+pub fn member(api: Arc<Api>) -> Router {
+    let mail = Router::new()
+        .route(MAIL_PATH, post(take_mail))
+        .route("/member/picture", get(picture))
+        .with_state(api.clone());
+    public(api).merge(mail)
+}
+
+async fn take_mail(State(api): State<Arc<Api>>, Json(letter): Json<Letter>) -> StatusCode {
+    match api.driver.try_send(Input::Mail(letter)) {
+        Ok(()) => StatusCode::NO_CONTENT,
+        Err(_) => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}
+
+/// Our own view, without asking anybody: for those who take us for the leader.
+async fn picture(State(api): State<Arc<Api>>) -> Result<Json<ClusterView>, Refused> {
+    let picture = api.picture.borrow().clone();
+    if !picture.leads {
+        let why = format!("{} does not lead the cluster (any more); ask again", api.me);
+        return Err(Refused(StatusCode::MISDIRECTED_REQUEST, why));
+    }
+    Ok(Json(picture.view))
+}
+
+impl Api {
+    /// The leader's view of the cluster, or our own when nobody leads.
+    async fn view(&self) -> Result<ClusterView, Refused> {
+        let picture = self.picture.borrow().clone();
+        let mut view = match &picture.leader {
+            Some((_, address)) if !picture.leads => {
+                let client = self.member(*address);
+                client
+                    .call(Method::GET, "/member/picture", None::<&()>)
+                    .await?
+            }
+            _ => picture.view,
+        };
+        view.cluster_id.clone_from(&self.store.cluster().name);
+        Ok(view)
+    }
+
+    fn member(&self, address: std::net::SocketAddr) -> Client {
+        let tls = self.tls.clone();
+        Client::new(Endpoint::Member { address, tls }, FORWARD_LIMIT)
+    }
+
+    async fn on_store<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&Datastore) -> Result<T, Refused> + Send + 'static,
+    ) -> Result<T, Refused> {
+        let store = self.store.clone();
+        let joined = tokio::task::spawn_blocking(move || act(&store)).await;
+        joined.map_err(|e| Refused(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?
+    }
+
+    async fn change_guest(
+        &self,
+        guest: &str,
+        change: impl Fn(&mut GuestFile) + Send + 'static,
+    ) -> Result<(), Refused> {
+        let name = guest.to_owned();
+        self.on_store(move |store| {
+            let dir = store.guest(&name).map_err(|error| no_guest(&name, error))?;
+            let mut file = dir.spec::<GuestFile>()?;
+            let before = file.spec.clone();
+            change(&mut file.spec);
+            if file.spec != before {
+                dir.update_spec(file.revision, &file.spec)?;
+            }
+            Ok(())
+        })
+        .await?;
+        self.nudge.nudge();
+        let _ = self.driver.send(Input::Forgive(guest.to_owned())).await;
+        Ok(())
+    }
+
+    /// Wait until the guest is as `done` says, or say how it stands.
+    async fn wait_for(
+        &self,
+        guest: &str,
+        done: impl Fn(&super::views::GuestView) -> Option<String>,
+    ) -> Answer {
+        let give_up = Instant::now() + ACT_LIMIT;
+        let mut last = String::from("nothing is known of it yet");
+        while Instant::now() < give_up {
+            if let Ok(view) = self.view().await
+                && let Some(found) = view.guests.iter().find(|g| g.name == guest)
+            {
+                if let Some(words) = done(found) {
+                    return Ok(said(words));
+                }
+                last = match &found.reason {
+                    Some(reason) => format!("{}: {reason}", found.state),
+                    None => found.state.clone(),
+                };
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        let limit = ACT_LIMIT.as_secs();
+        let why = format!("{guest} is not there after {limit} s ({last}); see: godwit events");
+        Err(Refused(StatusCode::GATEWAY_TIMEOUT, why))
+    }
+}
+
+fn no_guest(name: &str, error: StoreError) -> Refused {
+    match error {
+        StoreError::Missing(_) => Refused(
+            StatusCode::NOT_FOUND,
+            format!("there is no guest {name}; `godwit guests` lists them"),
+        ),
+        other => other.into(),
+    }
+}
+
+async fn cluster(State(api): State<Arc<Api>>) -> Result<Json<ClusterView>, Refused> {
+    api.view().await.map(Json)
+}
+
+async fn images(State(api): State<Arc<Api>>) -> Result<Json<Vec<String>>, Refused> {
+    api.on_store(|store| Ok(store.images()?)).await.map(Json)
+}
+
+#[derive(Deserialize)]
+struct HowMany {
+    count: Option<usize>,
+}
+
+async fn events(
+    State(api): State<Arc<Api>>,
+    Query(query): Query<HowMany>,
+) -> Result<Json<Vec<Event>>, Refused> {
+    let count = query.count.unwrap_or(EVENTS_DEFAULT).min(EVENTS_MAX);
+    let read = move |store: &Datastore| {
+        history::read_all(&store.root().join("hosts"), count)
+            .map_err(|e| Refused(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))
+    };
+    api.on_store(read).await.map(Json)
+}
+
+async fn create_guest(State(api): State<Arc<Api>>, Json(wish): Json<CreateGuest>) -> Answer {
+    let (name, start) = (wish.name.clone(), wish.start);
+    api.on_store(move |store| create::create(store, &wish))
+        .await?;
+    api.nudge.nudge();
+    if !start {
+        return Ok(said(format!(
+            "{name} is made; start it with: godwit start {name}"
+        )));
+    }
+    api.wait_for(&name, running).await
+}
+
+fn running(guest: &super::views::GuestView) -> Option<String> {
+    let host = guest.host.as_ref().filter(|_| guest.state == "running")?;
+    Some(format!("{} runs on {host}", guest.name))
+}
+
+async fn start(State(api): State<Arc<Api>>, Path(guest): Path<String>) -> Answer {
+    api.change_guest(&guest, |file| file.desired = Desired::Running)
+        .await?;
+    api.wait_for(&guest, running).await
+}
+
+async fn stop(
+    State(api): State<Arc<Api>>,
+    Path(guest): Path<String>,
+    Json(how): Json<StopGuest>,
+) -> Answer {
+    let change = move |file: &mut GuestFile| {
+        file.desired = Desired::Stopped;
+        file.grace_s = how.grace_s;
+    };
+    api.change_guest(&guest, change).await?;
+    let stopped = |guest: &super::views::GuestView| {
+        guest
+            .host
+            .is_none()
+            .then(|| format!("{} is off", guest.name))
+    };
+    api.wait_for(&guest, stopped).await
+}
+
+async fn delete_guest(State(api): State<Arc<Api>>, Path(guest): Path<String>) -> Answer {
+    let view = api.view().await?;
+    if let Some(found) = view.guests.iter().find(|found| found.name == guest)
+        && let Some(host) = &found.host
+    {
+        let why = format!("{guest} runs on {host}; stop it first: godwit stop {guest}");
+        return Err(Refused(StatusCode::CONFLICT, why));
+    }
+    let name = guest.clone();
+    api.on_store(move |store| {
+        store
+            .remove_guest(&name)
+            .map_err(|error| no_guest(&name, error))
+    })
+    .await?;
+    api.nudge.nudge();
+    Ok(said(format!("{guest} and its disks are gone")))
+}
+
+async fn forget_host(State(api): State<Arc<Api>>, Path(host): Path<String>) -> Answer {
+    let view = api.view().await?;
+    let Some(found) = view.hosts.iter().find(|found| found.name == host) else {
+        let why = format!("there is no host {host}; `godwit hosts` lists them");
+        return Err(Refused(StatusCode::NOT_FOUND, why));
+    };
+    if found.health != "dead" {
+        let why = format!(
+            "{host} is {}; only a dead host can be forgotten: stop its agent first",
+            found.health
+        );
+        return Err(Refused(StatusCode::CONFLICT, why));
+    }
+    let name = host.clone();
+    api.on_store(move |store| {
+        let dir = store.host_dir(&name)?;
+        let removed = std::fs::remove_dir_all(&dir);
+        removed.map_err(|e| Refused(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))
+    })
+    .await?;
+    api.nudge.nudge();
+    Ok(said(format!(
+        "{host} is off the list; it joins again when its agent starts"
+    )))
+}
+
+/// Anything else.
+pub async fn unknown() -> Refused {
+    Refused(
+        StatusCode::NOT_FOUND,
+        "there is no such request; see docs/operations.md".to_owned(),
+    )
+}

@@ -1,0 +1,68 @@
+//! How an agent is told what little it cannot find out.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::Parser;
+use shared_storage::DEFAULT_RUN_DIR;
+
+/// Port on which agents answer each other and remote operators.
+pub const PORT: u16 = 7440;
+
+/// One host of a Godwit cluster. Pointing it at the datastore is the whole set-up: the first
+/// host creates the cluster, the others join.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "cluster-agent", version)]
+pub struct Config {
+    /// Directory that all hosts share (NFS, CephFS, GFS2, OCFS2), or any local one for a
+    /// cluster of one host.
+    #[arg(long, env = "GODWIT_DATASTORE")]
+    pub datastore: PathBuf,
+    /// Name of this host [default: its host name up to the first dot].
+    #[arg(long, env = "GODWIT_NAME")]
+    pub name: Option<String>,
+    /// Address at which other hosts reach this one [default: that of the default route].
+    #[arg(long, env = "GODWIT_ADDRESS")]
+    pub address: Option<IpAddr>,
+    /// Port for other agents and remote operators.
+    #[arg(long, default_value_t = PORT)]
+    pub port: u16,
+    /// Directory for sockets and what must not outlive a boot.
+    #[arg(long, default_value = DEFAULT_RUN_DIR)]
+    pub run_dir: PathBuf,
+    /// Bridge that guests are attached to; created when it is not there.
+    #[arg(long, default_value = "br0")]
+    pub bridge: String,
+    /// The VMM to run guests with [default: vmm beside this program].
+    #[arg(long)]
+    pub vmm: Option<PathBuf>,
+    /// Name of the cluster, if this host creates it.
+    #[arg(long, default_value = "godwit")]
+    pub cluster_name: String,
+}
+
+impl Config {
+    /// Socket of the local API.
+    pub fn socket(&self) -> PathBuf {
+        self.run_dir.join("agent.sock")
+    }
+
+    /// Where this host's certificate lies.
+    pub fn identity_dir(&self) -> PathBuf {
+        self.run_dir.join("identity")
+    }
+
+    /// Where members reach this host, given its address.
+    pub fn member_address(&self, address: IpAddr) -> SocketAddr {
+        SocketAddr::new(address, self.port)
+    }
+
+    /// The VMM's program.
+    pub fn vmm_program(&self) -> PathBuf {
+        let beside_us = || Some(std::env::current_exe().ok()?.parent()?.join("vmm"));
+        self.vmm
+            .clone()
+            .or_else(|| beside_us().filter(|path| path.exists()))
+            .unwrap_or_else(|| PathBuf::from("vmm"))
+    }
+}

@@ -1,0 +1,184 @@
+//! Puts the agent together: joins the cluster, starts the loop, answers.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use shared_storage::clock::LocalHost;
+use shared_storage::trust::tls::MutualTls;
+use shared_storage::trust::{Authority, TrustError};
+use shared_storage::{ClusterFile, Datastore, Keeper, Role, StoreError, Watcher};
+use storage_core::timing::Timing;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tracing::info;
+
+use crate::api::routes::{self, Api};
+use crate::config::Config;
+use crate::driver::{Driver, INPUTS_MAX};
+use crate::guests::Host;
+use crate::history::History;
+use crate::host_facts::HostFacts;
+use crate::http::server::{TlsListener, bind_unix};
+use crate::inventory::HostFile;
+use crate::mail::Outbox;
+use crate::network::{Bridge, NetworkError};
+use crate::picture::Picture;
+use crate::reader::{self, Nudge};
+
+/// The first heartbeat must reach the datastore within this.
+const JOIN_LIMIT: Duration = Duration::from_secs(30);
+
+/// Why an agent could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The datastore.
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    /// The certificates.
+    #[error("{0}")]
+    Trust(#[from] TrustError),
+    /// The bridge.
+    #[error("{0}")]
+    Network(#[from] NetworkError),
+    /// Anything else of this host.
+    #[error("cannot {act} {object}: {source}")]
+    Host {
+        /// What was to be done.
+        act: &'static str,
+        /// With what.
+        object: String,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+fn host_error(act: &'static str, object: impl ToString) -> impl FnOnce(io::Error) -> DaemonError {
+    move |source| DaemonError::Host {
+        act,
+        object: object.to_string(),
+        source,
+    }
+}
+
+/// Run the agent until it is told to stop. Guests run on.
+pub async fn run(config: Config) -> Result<(), DaemonError> {
+    let mut facts =
+        HostFacts::discover(config.address).map_err(host_error("look at", "this host"))?;
+    if let Some(name) = &config.name {
+        facts.name.clone_from(name);
+    }
+    if let Some(address) = config.address {
+        facts.address = address;
+    }
+    create_dir(&config.run_dir)?;
+    let local_api =
+        bind_unix(&config.socket()).map_err(host_error("listen on", config.socket().display()))?;
+    let store = open_or_create(&config.datastore, &config.cluster_name)?;
+    let address = config.member_address(facts.address);
+    join(&store, &facts, address)?;
+    let tls = identity(&store, &config, &facts.name)?;
+    let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), config.port);
+    let member_api = TlsListener::bind(any, tls.server.clone())
+        .await
+        .map_err(host_error("listen on", any))?;
+
+    let local = LocalHost::new(&facts.name, &config.run_dir)?;
+    let keeper = Keeper::start(&store, &local, Role::Agent)?;
+    keeper.wait_live(JOIN_LIMIT)?;
+    let (driver, inputs) = mpsc::channel(INPUTS_MAX);
+    let host = Arc::new(Host {
+        watcher: RwLock::new(Watcher::new(&store, &keeper)),
+        keeper,
+        bridge: Bridge::open_or_create(&config.bridge)?,
+        vmm: config.vmm_program(),
+        driver: driver.clone(),
+        store: store.clone(),
+    });
+    let history = Arc::new(History::open(
+        &store.host_dir(&facts.name)?,
+        facts.name.clone(),
+    ));
+    let (picture, drawn) = watch::channel(Picture::default());
+    let nudge = Nudge::default();
+    reader::start(store.clone(), driver.clone(), nudge.clone())
+        .map_err(host_error("start", "the reader of the datastore"))?;
+    let outbox = Outbox::new(facts.name.clone(), tls.client.clone());
+    tokio::spawn(Driver::new(host, outbox, history, picture).run(inputs));
+
+    let api = Arc::new(Api {
+        store,
+        picture: drawn,
+        driver,
+        nudge,
+        tls: tls.client,
+        me: facts.name.clone(),
+    });
+    let public = routes::public(api.clone()).fallback(routes::unknown);
+    let member = routes::member(api).fallback(routes::unknown);
+    tokio::spawn(axum::serve(local_api, public).into_future());
+    tokio::spawn(axum::serve(member_api, member).into_future());
+    info!(host = facts.name, %address, socket = %config.socket().display(), "is here");
+    wait_for_stop().await;
+    info!("goes; its guests run on");
+    Ok(())
+}
+
+fn create_dir(dir: &Path) -> Result<(), DaemonError> {
+    std::fs::create_dir_all(dir).map_err(host_error("create", dir.display()))
+}
+
+/// The first host of a cluster makes the datastore, the others find it.
+fn open_or_create(root: &Path, cluster: &str) -> Result<Datastore, DaemonError> {
+    match Datastore::open(root) {
+        Err(StoreError::NotADatastore(_)) => {}
+        other => return Ok(other?),
+    }
+    info!(datastore = %root.display(), cluster, "creates the cluster");
+    match Datastore::create(root, &ClusterFile::new(cluster, Timing::default())) {
+        // Another host was faster.
+        Err(StoreError::Exists(_)) => Ok(Datastore::open(root)?),
+        other => Ok(other?),
+    }
+}
+
+/// Write down what this host is. What the operator wants of it stays.
+fn join(store: &Datastore, facts: &HostFacts, address: SocketAddr) -> Result<(), DaemonError> {
+    let maintenance = store
+        .read_host::<HostFile>(&facts.name)
+        .is_ok_and(|file| file.maintenance);
+    let file = HostFile {
+        address,
+        capacity: facts.capacity,
+        cpu_features: facts.cpu_features.iter().cloned().collect(),
+        maintenance,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    Ok(store.write_host(&facts.name, &file)?)
+}
+
+fn identity(store: &Datastore, config: &Config, name: &str) -> Result<MutualTls, DaemonError> {
+    let dir = config.identity_dir();
+    Authority::open_or_create(&store.trust_dir())?
+        .mint(name)?
+        .write(&dir)?;
+    Ok(MutualTls::from_dir(&dir)?)
+}
+
+async fn wait_for_stop() {
+    let mut signals = [SignalKind::terminate(), SignalKind::interrupt()]
+        .into_iter()
+        .filter_map(|kind| signal(kind).ok());
+    match (signals.next(), signals.next()) {
+        (Some(mut terminate), Some(mut interrupt)) => {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        }
+        // Without signal handlers a signal ends the process by itself.
+        _ => std::future::pending().await,
+    }
+}

@@ -1,0 +1,353 @@
+//! The only loop: whatever happens reaches the brain here, whatever it decides leaves here.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use cluster_core::brain::Brain;
+use cluster_core::event::{Action, Event, Record, StopHow};
+use cluster_core::model::{Desired, GuestId, HostId};
+use shared_storage::StoreError;
+use shared_storage::clock::boottime_us;
+use shared_storage::lease::{HeldLease, Notice};
+use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
+use tracing::{error, info, warn};
+
+use crate::guests::{Guests, Host, Observed};
+use crate::history::History;
+use crate::inventory::Reading;
+use crate::mail::{Letter, Outbox};
+use crate::picture::Picture;
+
+/// The brain is told the time so often.
+const TICK: Duration = Duration::from_millis(50);
+/// The picture for the API is drawn anew so often.
+const PICTURE_EVERY: Duration = Duration::from_millis(250);
+/// One claim or release of the leader lease may take so long.
+const STORAGE_LIMIT: Duration = Duration::from_secs(10);
+/// Inputs that may wait for the driver.
+pub const INPUTS_MAX: usize = 1024;
+/// Events that may wait to be written down.
+const RECORDS_MAX: usize = 256;
+
+/// What the driver takes in.
+pub enum Input {
+    /// For the brain, and when it was known to be true.
+    Brain(u64, Event),
+    /// The datastore says something new.
+    Inventory(Box<Reading>),
+    /// Mail of another member.
+    Mail(Letter),
+    /// News of a guest of this host.
+    Guest(GuestId, Observed),
+    /// The leader lease is ours.
+    Leads(HeldLease),
+    /// The operator touched a guest: failed starts are forgiven.
+    Forgive(GuestId),
+}
+
+/// The loop and all it holds.
+pub struct Driver {
+    me: HostId,
+    brain: Brain,
+    host: Arc<Host>,
+    guests: Guests,
+    outbox: Outbox,
+    records: mpsc::Sender<Record>,
+    leadership: Option<HeldLease>,
+    reading: Reading,
+    observed: BTreeMap<GuestId, Observed>,
+    picture: watch::Sender<Picture>,
+    drawn: Instant,
+}
+
+impl Driver {
+    /// A driver for `host` that has not begun.
+    pub fn new(
+        host: Arc<Host>,
+        outbox: Outbox,
+        history: Arc<History>,
+        picture: watch::Sender<Picture>,
+    ) -> Self {
+        let local = host.keeper.host();
+        let me = local.name().to_owned();
+        Self {
+            brain: Brain::new(me.clone(), local.incarnation()),
+            me,
+            guests: Guests::find(host.clone()),
+            host,
+            outbox,
+            records: write_down(history),
+            leadership: None,
+            reading: Reading::default(),
+            observed: BTreeMap::new(),
+            picture,
+            drawn: Instant::now(),
+        }
+    }
+
+    /// Drive until nobody sends inputs any more.
+    pub async fn run(mut self, mut inputs: mpsc::Receiver<Input>) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = tick.tick() => self.tick(),
+                input = inputs.recv() => match input {
+                    Some(input) => self.take_in(input),
+                    None => return,
+                },
+            }
+            if self.drawn.elapsed() >= PICTURE_EVERY {
+                self.drawn = Instant::now();
+                self.draw();
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        let now_us = boottime_us();
+        self.step(now_us, Event::Hold(self.host.keeper.hold()));
+        for event in self.sightings() {
+            self.step(now_us, event);
+        }
+        let lost = self.leadership.as_ref().is_some_and(|lease| {
+            lease
+                .notices()
+                .try_iter()
+                .any(|notice| matches!(notice, Notice::Ended(_)))
+        });
+        if lost {
+            self.leadership = None;
+        }
+        self.step(now_us, Event::Tick);
+    }
+
+    fn sightings(&self) -> Vec<Event> {
+        let watcher = self
+            .host
+            .watcher
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        let others = self.reading.hosts.keys().filter(|host| **host != self.me);
+        others
+            .filter_map(|host| {
+                let sighting = watcher.sighting(host)?;
+                Some(Event::Sighted {
+                    host: host.clone(),
+                    record: sighting.record,
+                    silent_us: sighting.silent_us,
+                })
+            })
+            .collect()
+    }
+
+    fn take_in(&mut self, input: Input) {
+        let now_us = boottime_us();
+        match input {
+            Input::Brain(at_us, event) => self.step(at_us, event),
+            Input::Inventory(reading) => self.take_inventory(now_us, *reading),
+            Input::Mail(Letter { from, message }) => {
+                self.step(now_us, Event::Received { from, message });
+            }
+            Input::Guest(guest, observed) => {
+                let now = observed.local.clone();
+                if now.is_some() {
+                    self.observed.insert(guest.clone(), observed);
+                } else {
+                    self.observed.remove(&guest);
+                    self.guests.ended(&guest);
+                }
+                self.step(now_us, Event::Local { guest, now });
+            }
+            Input::Leads(lease) => self.leadership = Some(lease),
+            Input::Forgive(guest) => self.brain.forgive(Some(&guest)),
+        }
+    }
+
+    fn take_inventory(&mut self, now_us: u64, reading: Reading) {
+        let addresses: BTreeMap<HostId, SocketAddr> = reading
+            .hosts
+            .iter()
+            .map(|(name, host)| (name.clone(), host.address))
+            .collect();
+        self.outbox.set_members(&addresses);
+        let mut watcher = self
+            .host
+            .watcher
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        for host in self
+            .reading
+            .hosts
+            .keys()
+            .filter(|host| !reading.hosts.contains_key(*host))
+        {
+            watcher.forget(host);
+        }
+        for host in reading.hosts.keys().filter(|host| **host != self.me) {
+            if let Err(error) = watcher.watch(host) {
+                warn!(host, %error, "cannot watch");
+            }
+        }
+        drop(watcher);
+        let inventory = Box::new(reading.inventory.clone());
+        self.reading = reading;
+        self.step(now_us, Event::Inventory(inventory));
+        self.stop_unwanted();
+    }
+
+    /// Guests of this host that their owner does not want to run any more.
+    fn stop_unwanted(&mut self) {
+        let unwanted: Vec<GuestId> = self
+            .observed
+            .keys()
+            .filter(|guest| {
+                let file = self.reading.guests.get(*guest);
+                file.is_some_and(|file| file.desired == Desired::Stopped)
+            })
+            .cloned()
+            .collect();
+        for guest in unwanted {
+            self.guests.stop(&guest, StopHow::ShutDown);
+        }
+    }
+
+    fn step(&mut self, now_us: u64, event: Event) {
+        for action in self.brain.step(now_us, event) {
+            self.carry_out(action);
+        }
+    }
+
+    fn carry_out(&mut self, action: Action) {
+        match action {
+            Action::Send { to, message } => self.outbox.send(&to, message),
+            Action::Publish(note) => self.host.keeper.set_flags(note.to_flags()),
+            Action::ContendForLeader {
+                from_epoch,
+                because,
+            } => {
+                info!(from_epoch, because, "contends for the lead");
+                tokio::task::spawn_blocking({
+                    let host = self.host.clone();
+                    move || contend(&host, from_epoch)
+                });
+            }
+            Action::ReleaseLeader { because } => {
+                info!(because, "releases the lead");
+                if let Some(lease) = self.leadership.take() {
+                    tokio::task::spawn_blocking(move || lease.release(STORAGE_LIMIT));
+                }
+            }
+            Action::ReadLeases { guests } => {
+                let host = self.host.clone();
+                tokio::task::spawn_blocking(move || read_leases(&host, guests));
+            }
+            Action::Start {
+                guest,
+                from_epoch,
+                because,
+            } => {
+                self.guests.start(&guest, from_epoch, because);
+            }
+            Action::Stop {
+                guest,
+                how,
+                because,
+            } => {
+                info!(guest, because, "stops");
+                self.guests.stop(&guest, how);
+            }
+            Action::Record(record) => {
+                info!(about = record.about, "{}", record.text);
+                if self.records.try_send(record).is_err() {
+                    warn!("the history does not keep up; an event is lost");
+                }
+            }
+        }
+    }
+
+    fn draw(&self) {
+        let picture = Picture::draw(&self.me, &self.brain, &self.reading, &self.observed);
+        self.picture.send_replace(picture);
+    }
+}
+
+/// Try to become the leader, and say what came of it.
+fn contend(host: &Host, from_epoch: u64) {
+    let files = host.store.leader_lease();
+    let claimed = files.look().and_then(|seen| {
+        let found = seen.last.as_ref().map_or(0, |last| last.epoch);
+        if found != from_epoch {
+            return Ok(None);
+        }
+        let watcher = host.watcher.read().unwrap_or_else(PoisonError::into_inner);
+        let lease = files.clone();
+        match HeldLease::claim(
+            &host.keeper,
+            lease,
+            &seen,
+            Some(&watcher),
+            None,
+            STORAGE_LIMIT,
+        ) {
+            Ok(lease) => Ok(Some(lease)),
+            // An earlier agent of this boot led: go on in its place.
+            Err(StoreError::Held { source, .. })
+                if matches!(*source, storage_core::lease::Held::ByUs { .. }) =>
+            {
+                HeldLease::adopt(&host.keeper, files.clone(), None, STORAGE_LIMIT).map(Some)
+            }
+            Err(StoreError::Held { .. } | StoreError::Refused { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    });
+    match claimed {
+        Ok(Some(lease)) => {
+            let _ = host.driver.blocking_send(Input::Leads(lease));
+        }
+        Ok(None) => {}
+        Err(error) => warn!(%error, "cannot contend for the lead"),
+    }
+    let sent_us = boottime_us();
+    if let Ok(last) = files.last() {
+        let event = Event::LeaderLease(last.as_ref().into());
+        let _ = host.driver.blocking_send(Input::Brain(sent_us, event));
+    }
+}
+
+fn read_leases(host: &Host, guests: Vec<GuestId>) {
+    for guest in guests {
+        let sent_us = boottime_us();
+        match host.store.guest(&guest).and_then(|dir| dir.lease().last()) {
+            Ok(last) => {
+                let seen = last.as_ref().into();
+                let event = Event::GuestLease { guest, seen };
+                if host
+                    .driver
+                    .blocking_send(Input::Brain(sent_us, event))
+                    .is_err()
+                {
+                    return;
+                }
+            }
+            Err(error) => warn!(guest, %error, "cannot read its lease"),
+        }
+    }
+}
+
+/// Writes records to the history in their order, holding up nobody.
+fn write_down(history: Arc<History>) -> mpsc::Sender<Record> {
+    let (sender, mut records) = mpsc::channel::<Record>(RECORDS_MAX);
+    tokio::task::spawn_blocking(move || {
+        while let Some(record) = records.blocking_recv() {
+            let level = format!("{:?}", record.level).to_lowercase();
+            if let Err(failed) = history.record(&record.about, &level, &record.text) {
+                error!(%failed, about = record.about, text = record.text, "not in the history");
+            }
+        }
+    });
+    sender
+}

@@ -1,0 +1,128 @@
+//! The guests of this host: one task each, from the claim of the lease to its end.
+
+mod process;
+mod task;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, RwLock};
+
+use cluster_core::event::StopHow;
+use cluster_core::messages::LocalGuest;
+use cluster_core::model::GuestId;
+use shared_storage::{Datastore, Keeper, Watcher};
+use tokio::sync::mpsc;
+use tracing::warn;
+use vmm_core::control::Counters;
+
+use crate::driver::Input;
+use crate::network::Bridge;
+use task::Order;
+
+/// What every guest's task needs of its host.
+pub struct Host {
+    /// The datastore.
+    pub store: Datastore,
+    /// The host's heartbeat.
+    pub keeper: Keeper,
+    /// What is known of other hosts' heartbeats.
+    pub watcher: RwLock<Watcher>,
+    /// Where guests are plugged in.
+    pub bridge: Bridge,
+    /// The VMM's program.
+    pub vmm: PathBuf,
+    /// Takes the news of guests.
+    pub driver: mpsc::Sender<Input>,
+}
+
+impl Host {
+    /// Directory for what belongs to `guest` while it runs here.
+    fn run_dir(&self, guest: &str) -> PathBuf {
+        self.guests_dir().join(guest)
+    }
+
+    fn guests_dir(&self) -> PathBuf {
+        self.keeper.host().run_dir().join("guests")
+    }
+}
+
+/// Orders that may wait for one guest's task.
+const ORDERS_MAX: usize = 8;
+
+/// All guests of this host.
+pub struct Guests {
+    host: Arc<Host>,
+    tasks: BTreeMap<GuestId, mpsc::Sender<Order>>,
+}
+
+/// What a guest's task found out since the last time.
+#[derive(Debug, Clone)]
+pub struct Observed {
+    /// What it does.
+    pub local: Option<LocalGuest>,
+    /// What its VMM counts.
+    pub counters: Option<Counters>,
+}
+
+impl Guests {
+    /// Find the guests that already run here: an agent may die without them noticing.
+    pub fn find(host: Arc<Host>) -> Self {
+        let mut guests = Self {
+            host,
+            tasks: BTreeMap::new(),
+        };
+        let found = std::fs::read_dir(guests.host.guests_dir());
+        for entry in found.into_iter().flatten().flatten() {
+            if let Ok(name) = entry.file_name().into_string()
+                && process::is_running(&entry.path())
+            {
+                guests.begin(&name, Order::Adopt);
+            }
+        }
+        guests
+    }
+
+    /// Take the guest's lease over from `from_epoch` and run it.
+    pub fn start(&mut self, guest: &str, from_epoch: u64, because: String) {
+        self.begin(
+            guest,
+            Order::Start {
+                from_epoch,
+                because,
+            },
+        );
+    }
+
+    /// Stop the guest and release its lease.
+    pub fn stop(&mut self, guest: &str, how: StopHow) {
+        self.order(guest, Order::Stop(how));
+    }
+
+    /// The guest's task has ended.
+    pub fn ended(&mut self, guest: &str) {
+        if self.tasks.get(guest).is_some_and(mpsc::Sender::is_closed) {
+            self.tasks.remove(guest);
+        }
+    }
+
+    fn begin(&mut self, guest: &str, order: Order) {
+        let running = self.tasks.get(guest).filter(|task| !task.is_closed());
+        if running.is_none() {
+            let (orders, inbox) = mpsc::channel(ORDERS_MAX);
+            tokio::spawn(task::run(self.host.clone(), guest.to_owned(), inbox));
+            self.tasks.insert(guest.to_owned(), orders);
+        }
+        self.order(guest, order);
+    }
+
+    fn order(&self, guest: &str, order: Order) {
+        if let Some(task) = self.tasks.get(guest)
+            && task.try_send(order).is_err()
+        {
+            warn!(
+                guest,
+                "its task is busy; the order is dropped and will be given again"
+            );
+        }
+    }
+}

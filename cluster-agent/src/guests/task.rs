@@ -1,0 +1,512 @@
+//! One guest on this host, from the claim of its lease to its end.
+//!
+//! ```text
+//!            Start            won, spawned          answers
+//!   (none) ─────────► Claiming ──────────► Booting ─────────► Watching ◄── Adopt
+//!                        │                    │                 │   ▲
+//!                  held, │              ended │           ended │   │ restarted, with
+//!                  taken ▼                    ▼                 ▼   │ growing pauses
+//!                      (none) ◄──────────── what does the lease say?
+//!                                  released, lost, or given up
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cluster_core::event::{Event, StopHow};
+use cluster_core::messages::{GuestState, LocalGuest, StartOutcome};
+use cluster_core::model::{Desired, GuestId};
+use hyper::Method;
+use shared_storage::clock::boottime_us;
+use shared_storage::lease::{HeldLease, LeaseRecord};
+use shared_storage::{GuestDir, StoreError};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tracing::{info, warn};
+use vmm_core::control::{Counters, Info};
+use vmm_core::lifecycle::State;
+
+use super::process::{self, Vmm};
+use super::{Host, Observed};
+use crate::driver::Input;
+use crate::guest_file::GuestFile;
+use crate::network::{remove_tap, tap_name};
+
+/// A holder that is gone shows so within `W`; this leaves room for a slow datastore.
+const CLAIM_LIMIT: Duration = Duration::from_secs(15);
+/// How often a claim is tried meanwhile.
+const CLAIM_PAUSE: Duration = Duration::from_millis(50);
+/// One file operation of the lease may take so long.
+const STORAGE_LIMIT: Duration = Duration::from_secs(10);
+/// A VMM that does not answer by then has failed to start.
+const BOOT_LIMIT: Duration = Duration::from_mins(1);
+/// How often a VMM is asked how it does.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// A VMM that dies is restarted on the spot so often ...
+const RESTARTS_MAX: u32 = 5;
+/// ... with a pause that doubles from here ...
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// ... and counts from anew after it has run so long.
+const STEADY_AFTER: Duration = Duration::from_mins(10);
+
+/// What a task is told.
+#[derive(Debug)]
+pub enum Order {
+    /// Claim the lease and run the guest.
+    Start {
+        /// The epoch to take it over from.
+        from_epoch: u64,
+        /// Why, for the lease and the history.
+        because: String,
+    },
+    /// It runs already: watch it.
+    Adopt,
+    /// Stop it and release its lease.
+    Stop(StopHow),
+}
+
+/// Why the task is over.
+enum End {
+    /// The guest is not here any more, as it should be.
+    Gone(&'static str),
+    /// It did not work out.
+    Failed(String),
+}
+
+struct Task {
+    host: Arc<Host>,
+    guest: GuestId,
+    run_dir: PathBuf,
+    orders: mpsc::Receiver<Order>,
+    epoch: u64,
+    running_since: Option<Instant>,
+}
+
+/// Run until the guest is not here any more.
+pub async fn run(host: Arc<Host>, guest: GuestId, orders: mpsc::Receiver<Order>) {
+    let run_dir = host.run_dir(&guest);
+    let mut task = Task {
+        host,
+        guest,
+        run_dir,
+        orders,
+        epoch: 0,
+        running_since: None,
+    };
+    let end = match task.orders.recv().await {
+        Some(Order::Start {
+            from_epoch,
+            because,
+        }) => task.start(from_epoch, &because).await,
+        Some(Order::Adopt) => task.adopt().await,
+        Some(Order::Stop(_)) | None => return,
+    };
+    match end {
+        End::Gone(why) => info!(guest = task.guest, why, "is not here any more"),
+        End::Failed(why) => warn!(guest = task.guest, why, "gave up"),
+    }
+    task.clean_up().await;
+    task.tell(None).await;
+}
+
+impl Task {
+    async fn start(&mut self, from_epoch: u64, because: &str) -> End {
+        info!(guest = self.guest, from_epoch, because, "starting");
+        self.tell(Some(GuestState::Starting)).await;
+        let vmm = match self.boot(from_epoch).await {
+            Ok(vmm) => vmm,
+            Err(outcome) => {
+                let why = format!("{outcome:?}");
+                self.done(outcome).await;
+                return End::Failed(why);
+            }
+        };
+        self.done(StartOutcome::Running { epoch: self.epoch }).await;
+        self.watch(vmm).await
+    }
+
+    async fn adopt(&mut self) -> End {
+        let vmm = match process::find(&self.run_dir) {
+            Ok(vmm) => vmm,
+            Err(error) => return End::Failed(format!("cannot find its VMM: {error}")),
+        };
+        match self.last_lease().await {
+            Ok(Some(last)) => self.epoch = last.epoch,
+            Ok(None) => return End::Gone("it has no lease"),
+            // The VMM keeps its own watch over the lease; its epoch shows with the next look.
+            Err(error) => warn!(guest = self.guest, %error, "cannot read its lease"),
+        }
+        self.watch(vmm).await
+    }
+
+    /// Claim the lease, prepare, spawn, and wait until the VMM answers.
+    async fn boot(&mut self, from_epoch: u64) -> Result<Vmm, StartOutcome> {
+        let lease = self.claim(from_epoch).await?;
+        self.epoch = lease.record().map_or(from_epoch + 1, |record| record.epoch);
+        self.tell(Some(GuestState::Starting)).await;
+        let failed = |why: String| StartOutcome::Failed { why };
+        if let Err(why) = self.prepare().await {
+            self.release(lease).await;
+            return Err(failed(why));
+        }
+        // From here on the lease is the VMM's to adopt.
+        drop(lease);
+        let started = match process::spawn(&self.host, &self.guest, &self.run_dir) {
+            Ok(vmm) => self.await_answer(vmm).await,
+            Err(error) => Err(error.to_string()),
+        };
+        match started {
+            Ok(vmm) => Ok(vmm),
+            Err(why) => {
+                self.give_up_lease().await;
+                Err(failed(why))
+            }
+        }
+    }
+
+    async fn claim(&self, from_epoch: u64) -> Result<HeldLease, StartOutcome> {
+        let (host, guest) = (self.host.clone(), self.guest.clone());
+        let failed = |error: String| StartOutcome::Failed { why: error };
+        let claim = move || claim(&host, &guest, from_epoch);
+        let joined = tokio::task::spawn_blocking(claim).await;
+        joined.map_err(|error| failed(error.to_string()))?
+    }
+
+    /// Spec, taps and run directory.
+    async fn prepare(&self) -> Result<(), String> {
+        let (host, guest, run_dir) = (self.host.clone(), self.guest.clone(), self.run_dir.clone());
+        let prepare = move || prepare(&host, &guest, &run_dir);
+        let joined = tokio::task::spawn_blocking(prepare).await;
+        joined.map_err(|error| error.to_string())?
+    }
+
+    async fn await_answer(&self, vmm: Vmm) -> Result<Vmm, String> {
+        let answers = async {
+            while self.look(&vmm).await.is_none() {
+                tokio::time::sleep(CLAIM_PAUSE).await;
+            }
+        };
+        let first = tokio::select! {
+            () = vmm.ended() => Err(self.last_words()),
+            answered = timeout(BOOT_LIMIT, answers) => answered.map_err(|_| {
+                format!("its VMM did not answer within {} s", BOOT_LIMIT.as_secs())
+            }),
+        };
+        if first.is_err() {
+            vmm.kill();
+        }
+        first.map(|()| vmm)
+    }
+
+    async fn look(&self, vmm: &Vmm) -> Option<Info> {
+        vmm.control
+            .call(Method::GET, "/v1/info", None::<&()>)
+            .await
+            .ok()
+    }
+
+    /// The last line of the VMM's log.
+    fn last_words(&self) -> String {
+        let log = std::fs::read_to_string(self.run_dir.join("vmm.log")).unwrap_or_default();
+        let line = log
+            .lines()
+            .next_back()
+            .unwrap_or("its VMM ended without a word");
+        line.to_owned()
+    }
+
+    /// The VMM runs: report what it does, carry out orders, and deal with its end.
+    async fn watch(&mut self, mut vmm: Vmm) -> End {
+        let mut restarts = 0;
+        loop {
+            let began = Instant::now();
+            self.running_since = Some(began);
+            self.follow(&vmm).await;
+            self.running_since = None;
+            let why = self.last_words();
+            match self.last_lease().await {
+                Ok(Some(last)) if !self.is_mine(&last) => {
+                    if last.holder.is_none() {
+                        self.switched_off().await;
+                        return End::Gone("it was switched off");
+                    }
+                    return End::Gone("another host has its lease");
+                }
+                Ok(None) => return End::Gone("it has no lease"),
+                // Ours, or unknown: restarting is safe, for the VMM adopts the lease or fails.
+                Ok(Some(_)) | Err(_) => {}
+            }
+            if began.elapsed() > STEADY_AFTER {
+                restarts = 0;
+            }
+            if restarts == RESTARTS_MAX || self.wants_stop().await {
+                self.give_up_lease().await;
+                return End::Failed(why);
+            }
+            restarts += 1;
+            warn!(
+                guest = self.guest,
+                why, restarts, "its VMM died; restarting it here"
+            );
+            tokio::time::sleep(FIRST_PAUSE * 2u32.pow(restarts - 1)).await;
+            let again = match process::spawn(&self.host, &self.guest, &self.run_dir) {
+                Ok(again) => self.await_answer(again).await,
+                Err(error) => Err(error.to_string()),
+            };
+            match again {
+                Ok(again) => vmm = again,
+                Err(why) => {
+                    self.give_up_lease().await;
+                    return End::Failed(why);
+                }
+            }
+        }
+    }
+
+    /// Until the VMM ends.
+    async fn follow(&mut self, vmm: &Vmm) {
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        let mut cut_at: Option<Instant> = None;
+        loop {
+            tokio::select! {
+                () = vmm.ended() => return,
+                order = self.orders.recv() => match order {
+                    Some(Order::Stop(how)) if cut_at.is_none() => {
+                        cut_at = Some(self.begin_stop(vmm, how).await);
+                    }
+                    Some(_) => {}
+                    None => return,
+                },
+                _ = look.tick() => {
+                    self.observe(vmm).await;
+                    if cut_at.is_some_and(|at| Instant::now() >= at) {
+                        self.power_off(vmm).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Press the button; returns when the power is to be cut.
+    async fn begin_stop(&self, vmm: &Vmm, how: StopHow) -> Instant {
+        if how == StopHow::PowerOff {
+            self.power_off(vmm).await;
+            return Instant::now() + STORAGE_LIMIT;
+        }
+        let grace_s = match self.guest_file().await {
+            Ok(file) => file.grace_s,
+            Err(_) => return Instant::now(),
+        };
+        let pressed: Result<(), _> = vmm
+            .control
+            .call(Method::PUT, "/v1/power-button", None::<&()>)
+            .await;
+        if let Err(error) = pressed {
+            warn!(guest = self.guest, %error, "cannot press its power button");
+        }
+        Instant::now() + Duration::from_secs(grace_s)
+    }
+
+    async fn power_off(&self, vmm: &Vmm) {
+        let off: Result<(), _> = vmm
+            .control
+            .call(Method::PUT, "/v1/power-off", None::<&()>)
+            .await;
+        if let Err(error) = off {
+            warn!(guest = self.guest, %error, "cannot switch it off; ending its VMM");
+            vmm.kill();
+        }
+    }
+
+    async fn observe(&mut self, vmm: &Vmm) {
+        let Some(info) = self.look(vmm).await else {
+            return;
+        };
+        self.epoch = info.epoch.unwrap_or(self.epoch);
+        let state = match info.state {
+            State::Built => GuestState::Starting,
+            State::Running | State::Migrating => GuestState::Running { beating: true },
+            State::Paused | State::Moved => GuestState::Paused,
+        };
+        let counters: Option<Counters> = vmm
+            .control
+            .call(Method::GET, "/v1/counters", None::<&()>)
+            .await
+            .ok();
+        self.send(Some(state), counters).await;
+    }
+
+    async fn tell(&self, state: Option<GuestState>) {
+        self.send(state, None).await;
+    }
+
+    async fn send(&self, state: Option<GuestState>, counters: Option<Counters>) {
+        let local = state.map(|state| LocalGuest {
+            epoch: self.epoch,
+            state,
+            running_ms: self
+                .running_since
+                .map_or(0, |since| since.elapsed().as_millis() as u64),
+        });
+        let observed = Observed { local, counters };
+        // Fails only when the agent is ending.
+        let _ = self
+            .host
+            .driver
+            .send(Input::Guest(self.guest.clone(), observed))
+            .await;
+    }
+
+    async fn done(&self, outcome: StartOutcome) {
+        let guest = self.guest.clone();
+        let event = Event::StartDone { guest, outcome };
+        let _ = self
+            .host
+            .driver
+            .send(Input::Brain(boottime_us(), event))
+            .await;
+    }
+
+    fn is_mine(&self, last: &LeaseRecord) -> bool {
+        let me = self.host.keeper.host();
+        last.holder
+            .as_ref()
+            .is_some_and(|h| h.host == me.name() && h.incarnation == me.incarnation())
+    }
+
+    async fn last_lease(&self) -> Result<Option<LeaseRecord>, StoreError> {
+        self.on_dir(|dir| dir.lease().last()).await
+    }
+
+    async fn guest_file(&self) -> Result<GuestFile, StoreError> {
+        self.on_dir(|dir| dir.spec::<GuestFile>().map(|revised| revised.spec))
+            .await
+    }
+
+    async fn wants_stop(&self) -> bool {
+        self.guest_file()
+            .await
+            .is_ok_and(|file| file.desired == Desired::Stopped)
+    }
+
+    /// It switched itself off, or was: its owner does not want it to run any more.
+    async fn switched_off(&self) {
+        let updated = self.on_dir(|dir| {
+            let mut file = dir.spec::<GuestFile>()?;
+            if file.spec.desired == Desired::Stopped {
+                return Ok(());
+            }
+            file.spec.desired = Desired::Stopped;
+            dir.update_spec(file.revision, &file.spec).map(|_| ())
+        });
+        if let Err(error) = updated.await {
+            warn!(guest = self.guest, %error, "cannot write down that it is off");
+        }
+    }
+
+    /// Let others have it: take the lease that the dead VMM left, and release it.
+    async fn give_up_lease(&self) {
+        let host = self.host.clone();
+        let held = self
+            .on_dir(move |dir| HeldLease::adopt(&host.keeper, dir.lease(), None, STORAGE_LIMIT));
+        match held.await {
+            Ok(lease) => self.release(lease).await,
+            Err(error) => warn!(guest = self.guest, %error, "cannot release its lease"),
+        }
+    }
+
+    async fn release(&self, lease: HeldLease) {
+        let release = move || lease.release(STORAGE_LIMIT);
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(release).await {
+            warn!(guest = self.guest, %error, "cannot release its lease");
+        }
+    }
+
+    async fn on_dir<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&GuestDir) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (host, guest) = (self.host.clone(), self.guest.clone());
+        let on_dir = move || act(&host.store.guest(&guest)?);
+        match tokio::task::spawn_blocking(on_dir).await {
+            Ok(result) => result,
+            Err(join) => Err(StoreError::io("look at", &self.guest)(
+                std::io::Error::other(join),
+            )),
+        }
+    }
+
+    async fn clean_up(&self) {
+        let guest = self.guest.clone();
+        let cards = self.guest_file().await.map_or(0, |file| file.macs.len());
+        for card in 0..cards {
+            if let Err(error) = remove_tap(&tap_name(&guest, card)) {
+                warn!(guest, %error, "a tap is left behind");
+            }
+        }
+        // The log stays for who wants to know; the rest would only confuse a later agent.
+        for name in ["api.sock", "vmm.pid"] {
+            let _ = std::fs::remove_file(self.run_dir.join(name));
+        }
+    }
+}
+
+fn claim(host: &Host, guest: &str, from_epoch: u64) -> Result<HeldLease, StartOutcome> {
+    let failed = |error: StoreError| StartOutcome::Failed {
+        why: error.to_string(),
+    };
+    let dir = host.store.guest(guest).map_err(failed)?;
+    let fence = dir.fence().map_err(failed)?;
+    let lease = dir.lease();
+    let seen = lease.look().map_err(failed)?;
+    let found = seen.last.as_ref().map_or(0, |last| last.epoch);
+    if found != from_epoch {
+        return Err(StartOutcome::LostRace {
+            seen: seen.last.as_ref().into(),
+        });
+    }
+    let give_up = Instant::now() + CLAIM_LIMIT;
+    loop {
+        let watcher = host
+            .watcher
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let claimed = HeldLease::claim(
+            &host.keeper,
+            lease.clone(),
+            &seen,
+            Some(&watcher),
+            fence.clone(),
+            STORAGE_LIMIT,
+        );
+        drop(watcher);
+        match claimed {
+            Err(StoreError::Held { .. }) if Instant::now() < give_up => {
+                std::thread::sleep(CLAIM_PAUSE);
+            }
+            Err(StoreError::Refused { .. }) => {
+                let seen = lease.last().map_err(failed)?;
+                return Err(StartOutcome::LostRace {
+                    seen: seen.as_ref().into(),
+                });
+            }
+            other => return other.map_err(failed),
+        }
+    }
+}
+
+fn prepare(host: &Host, guest: &str, run_dir: &Path) -> Result<(), String> {
+    let text = |error: &dyn std::error::Error| error.to_string();
+    let dir = host.store.guest(guest).map_err(|e| text(&e))?;
+    let file = dir.spec::<GuestFile>().map_err(|e| text(&e))?.spec;
+    let image_dir = host.store.image_dir(&file.image).map_err(|e| text(&e))?;
+    let disk_path = |name: &str| dir.disk(name).unwrap_or_else(|_| dir.path().join(name));
+    let spec = file.spec(guest, &image_dir, disk_path)?;
+    for net in &spec.nets {
+        host.bridge.attach_tap(&net.tap).map_err(|e| text(&e))?;
+    }
+    std::fs::create_dir_all(run_dir).map_err(|e| text(&e))?;
+    let toml = toml::to_string_pretty(&spec).map_err(|e| text(&e))?;
+    std::fs::write(run_dir.join("guest.toml"), toml).map_err(|e| text(&e))
+}

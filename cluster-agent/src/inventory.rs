@@ -1,0 +1,84 @@
+//! What the datastore says about the cluster, read for the brain.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use cluster_core::model::{GuestId, HostId, Resources};
+use cluster_core::settings::{HostEntry, Inventory, Settings};
+use serde::{Deserialize, Serialize};
+use shared_storage::{Datastore, StoreError};
+use tracing::warn;
+
+use crate::guest_file::GuestFile;
+
+/// What a host says about itself in its `host.toml`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostFile {
+    /// Where its agent answers.
+    pub address: SocketAddr,
+    /// What guests may use of it.
+    pub capacity: Resources,
+    /// Processor features that all its cores have.
+    pub cpu_features: Vec<String>,
+    /// The operator wants it empty.
+    #[serde(default)]
+    pub maintenance: bool,
+    /// Version of its agent.
+    pub version: String,
+}
+
+/// Everything that was read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// For the brain.
+    pub inventory: Inventory,
+    /// What hosts say about themselves.
+    pub hosts: BTreeMap<HostId, HostFile>,
+    /// What guests are made of.
+    pub guests: BTreeMap<GuestId, GuestFile>,
+}
+
+/// Read it all. A damaged file of one host or guest costs only that one. `fencing`: whether
+/// the datastore fences disks at a takeover.
+pub fn read(store: &Datastore, fencing: bool) -> Result<Reading, StoreError> {
+    let mut reading = Reading::default();
+    for name in store.hosts()? {
+        match store.read_host::<HostFile>(&name) {
+            Ok(host) => {
+                let entry = HostEntry {
+                    capacity: host.capacity,
+                    maintenance: host.maintenance,
+                    ..HostEntry::default()
+                };
+                reading.inventory.hosts.insert(name.clone(), entry);
+                reading.hosts.insert(name, host);
+            }
+            Err(error) => warn!(host = name, %error, "passed over"),
+        }
+    }
+    for name in store.guests()? {
+        match store.guest(&name).and_then(|dir| dir.spec::<GuestFile>()) {
+            Ok(guest) => {
+                reading
+                    .inventory
+                    .guests
+                    .insert(name.clone(), guest.spec.model());
+                reading.guests.insert(name, guest.spec);
+            }
+            Err(error) => warn!(guest = name, %error, "passed over"),
+        }
+    }
+    reading.inventory.settings = settings(store);
+    reading.inventory.lease = *store.timing();
+    reading.inventory.fencing = fencing;
+    Ok(reading)
+}
+
+/// The cluster's settings, where they differ from the defaults.
+fn settings(store: &Datastore) -> Settings {
+    let policy = store.cluster().policy.clone();
+    policy.try_into().unwrap_or_else(|error| {
+        warn!(%error, "the policy in cluster.toml is not understood; the defaults hold");
+        Settings::default()
+    })
+}

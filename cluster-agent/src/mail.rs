@@ -1,0 +1,110 @@
+//! Messages between agents, over mutual TLS: sent and forgotten, in order, or lost.
+//!
+//! What a message means is the brain's; here each peer has a bounded queue and one
+//! connection. When a peer cannot be reached its whole queue is dropped: old news would only
+//! delay the new.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cluster_core::messages::Message;
+use cluster_core::model::HostId;
+use hyper::Method;
+use rustls::ClientConfig;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use tracing::debug;
+
+use crate::http::client::{Client, Endpoint};
+
+/// Where members take mail.
+pub const MAIL_PATH: &str = "/member/mail";
+/// Mail that is not taken by then is lost.
+const DELIVERY_LIMIT: Duration = Duration::from_secs(1);
+/// Messages that may wait for one peer.
+const QUEUE_MAX: usize = 64;
+
+/// A message with its sender.
+///
+/// The sender is believed: whoever shows a certificate of the cluster can read the
+/// authority's key on the datastore, and so could show any member's.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Letter {
+    /// Who wrote it.
+    pub from: HostId,
+    /// What it says.
+    pub message: Message,
+}
+
+/// Sends letters to the other members.
+#[derive(Debug)]
+pub struct Outbox {
+    me: HostId,
+    tls: Arc<ClientConfig>,
+    peers: BTreeMap<HostId, Peer>,
+}
+
+#[derive(Debug)]
+struct Peer {
+    address: SocketAddr,
+    queue: mpsc::Sender<Message>,
+}
+
+impl Outbox {
+    /// An outbox that knows no peers yet.
+    pub fn new(me: HostId, tls: Arc<ClientConfig>) -> Self {
+        Self {
+            me,
+            tls,
+            peers: BTreeMap::new(),
+        }
+    }
+
+    /// These are the members now. Queues and connections to others end.
+    pub fn set_members(&mut self, members: &BTreeMap<HostId, SocketAddr>) {
+        self.peers
+            .retain(|host, peer| members.get(host) == Some(&peer.address));
+        for (host, &address) in members {
+            if *host != self.me && !self.peers.contains_key(host) {
+                self.peers.insert(host.clone(), self.open(address));
+            }
+        }
+    }
+
+    fn open(&self, address: SocketAddr) -> Peer {
+        let (queue, waiting) = mpsc::channel(QUEUE_MAX);
+        let endpoint = Endpoint::Member {
+            address,
+            tls: self.tls.clone(),
+        };
+        tokio::spawn(deliver(self.me.clone(), endpoint, waiting));
+        Peer { address, queue }
+    }
+
+    /// Send `message` to `to`. It is lost when `to` is no member or its queue is full.
+    pub fn send(&self, to: &str, message: Message) {
+        if let Some(peer) = self.peers.get(to)
+            && peer.queue.try_send(message).is_err()
+        {
+            debug!(to, "the queue is full; a message is lost");
+        }
+    }
+}
+
+/// Runs until the peer's queue is closed.
+async fn deliver(me: HostId, endpoint: Endpoint, mut waiting: mpsc::Receiver<Message>) {
+    let client = Client::new(endpoint, DELIVERY_LIMIT);
+    while let Some(message) = waiting.recv().await {
+        let letter = Letter {
+            from: me.clone(),
+            message,
+        };
+        let delivery = client.call::<()>(Method::POST, MAIL_PATH, Some(&letter));
+        if let Err(error) = delivery.await {
+            debug!(%error, "a message is lost");
+            while waiting.try_recv().is_ok() {}
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! What this host knows of the cluster, drawn for the API.
+
+use std::collections::BTreeMap;
+
+use cluster_core::brain::Brain;
+use cluster_core::messages::GuestState;
+use cluster_core::model::{GuestId, HostId, Resources};
+use std::net::SocketAddr;
+
+use crate::api::views::{ClusterView, GuestView, HostView, Problem};
+use crate::guests::Observed;
+use crate::inventory::Reading;
+
+/// The cluster as this host sees it. Only the leader's is whole.
+#[derive(Debug, Clone, Default)]
+pub struct Picture {
+    /// Does this host lead?
+    pub leads: bool,
+    /// Whom it takes for the leader, and where that answers.
+    pub leader: Option<(HostId, SocketAddr)>,
+    /// Where members answer.
+    pub members: BTreeMap<HostId, SocketAddr>,
+    /// What the API says; the datastore's part is filled in by the API itself.
+    pub view: ClusterView,
+}
+
+impl Picture {
+    /// Draw it.
+    pub fn draw(
+        me: &str,
+        brain: &Brain,
+        reading: &Reading,
+        observed: &BTreeMap<GuestId, Observed>,
+    ) -> Self {
+        let members: BTreeMap<_, _> = reading
+            .hosts
+            .iter()
+            .map(|(name, host)| (name.clone(), host.address))
+            .collect();
+        let leader = brain
+            .leader()
+            .and_then(|name| Some((name.clone(), *members.get(name)?)));
+        let guests = guests(me, brain, reading, observed);
+        let hosts = hosts(me, brain, reading, &guests);
+        let problems = problems(&hosts, &guests, leader.is_some());
+        Self {
+            leads: brain.leads(),
+            leader: leader.clone(),
+            members,
+            view: ClusterView {
+                cluster_id: String::new(),
+                leader: leader.map(|(name, _)| name),
+                hosts,
+                guests,
+                reserve: String::new(),
+                problems,
+            },
+        }
+    }
+}
+
+fn guests(
+    me: &str,
+    brain: &Brain,
+    reading: &Reading,
+    observed: &BTreeMap<GuestId, Observed>,
+) -> Vec<GuestView> {
+    let waiting: BTreeMap<_, _> = brain.waiting().into_iter().collect();
+    reading
+        .guests
+        .iter()
+        .map(|(name, file)| {
+            let local = observed.get(name).and_then(|o| o.local.as_ref());
+            let known = brain.cluster().and_then(|cluster| cluster.guests.get(name));
+            let host = match local {
+                Some(_) => Some(me.to_owned()),
+                None => known.and_then(|guest| guest.host.clone()),
+            };
+            let reason = waiting.get(name).cloned();
+            let state = match (local.map(|l| l.state), &host, &reason) {
+                (Some(GuestState::Starting), ..) => "starting",
+                (Some(GuestState::Paused), ..) => "paused",
+                (Some(GuestState::Arriving), ..) => "arriving",
+                (Some(GuestState::Running { .. }), ..) | (None, Some(_), _) => "running",
+                (None, None, Some(_)) => "waiting",
+                (None, None, None) => "stopped",
+            };
+            GuestView {
+                name: name.clone(),
+                host,
+                state: state.to_owned(),
+                desired: file.desired,
+                cpus: file.cpus,
+                memory_mib: file.memory_mib,
+                demand_mcpu: known.map_or(0, |guest| guest.demand.mcpu),
+                priority: file.priority,
+                protected: file.protected,
+                epoch: local.map_or(0, |local| local.epoch),
+                reason,
+            }
+        })
+        .collect()
+}
+
+fn hosts(me: &str, brain: &Brain, reading: &Reading, guests: &[GuestView]) -> Vec<HostView> {
+    reading
+        .hosts
+        .iter()
+        .map(|(name, host)| {
+            let health = match brain.peer(name) {
+                None if name == me && brain.is_cut_off() => "isolated".to_owned(),
+                None if host.maintenance => "in maintenance".to_owned(),
+                None => "alive".to_owned(),
+                Some((state, _)) => state.word().to_owned(),
+            };
+            let here = || {
+                guests
+                    .iter()
+                    .filter(|guest| guest.host.as_ref() == Some(name))
+            };
+            HostView {
+                name: name.clone(),
+                address: host.address,
+                health,
+                capacity: host.capacity,
+                reserved: Resources::new(0, here().map(|guest| guest.memory_mib).sum()),
+                demand: Resources::new(here().map(|guest| guest.demand_mcpu).sum(), 0),
+                guests: here().count() as u64,
+                version: host.version.clone(),
+            }
+        })
+        .collect()
+}
+
+fn problems(hosts: &[HostView], guests: &[GuestView], led: bool) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    if !led {
+        problems.push(Problem {
+            what: "no host leads the cluster".to_owned(),
+            remedy: "wait a few seconds; if it stays so, look whether the datastore answers"
+                .to_owned(),
+        });
+    }
+    for host in hosts
+        .iter()
+        .filter(|host| !matches!(&host.health[..], "alive" | "in maintenance"))
+    {
+        problems.push(Problem {
+            what: format!("host {} is {}", host.name, host.health),
+            remedy: format!(
+                "bring it back, or take it off the list: godwit host forget {}",
+                host.name
+            ),
+        });
+    }
+    for guest in guests {
+        if let Some(reason) = &guest.reason {
+            problems.push(Problem {
+                what: format!("guest {} waits to be started: {reason}", guest.name),
+                remedy: format!("make room, or: godwit stop {}", guest.name),
+            });
+        }
+    }
+    problems
+}

@@ -53,7 +53,7 @@ pub trait PciFunction: Send {
         Ok(())
     }
 
-    /// Back to power-on, except for where the BARs lie. The function is not paused afterwards.
+    /// Back to power-on; the root places the BARs. The function is not paused afterwards.
     fn reset(&mut self) {}
 
     /// Copy the state; called while paused.

@@ -79,6 +79,8 @@ struct Bus {
     next_bar: u64,
     address: u32,
     slots: Vec<Box<dyn PciFunction>>,
+    /// Where each BAR lay at power-on, as slot, BAR and address.
+    placed: Vec<(usize, usize, u32)>,
 }
 
 /// The PCI root; clones are handles to the same bus.
@@ -96,6 +98,7 @@ impl PciRoot {
             next_bar: u64::from(window.base),
             address: 0,
             slots: vec![Box::new(HostBridge::new())],
+            placed: Vec::new(),
         })))
     }
 
@@ -106,6 +109,7 @@ impl PciRoot {
         if bus.slots.len() == SLOTS {
             return Err(PciError::NoSlot);
         }
+        let slot = bus.slots.len();
         let end = u64::from(bus.window.base) + u64::from(bus.window.bytes);
         for bar in 0..BARS {
             let bytes = function.config().bar_bytes(bar);
@@ -117,11 +121,12 @@ impl PciRoot {
                 return Err(PciError::NoRoom { bytes });
             }
             bus.next_bar = address + u64::from(bytes);
+            bus.placed.push((slot, bar, address as u32));
             function.config_mut().place_bar(bar, address as u32);
         }
         function.bars_changed();
         bus.slots.push(function);
-        Ok(bus.slots.len() - 1)
+        Ok(slot)
     }
 
     /// The ECAM window ([`ECAM_BYTES`] long, bus 0 only).
@@ -155,9 +160,16 @@ impl PciRoot {
     /// Every device back to power-on (the guest reboots in place).
     pub fn reset(&self) {
         let mut bus = self.lock();
+        let bus = &mut *bus;
         bus.address = 0;
         for function in &mut bus.slots {
             function.reset();
+        }
+        for (slot, bar, address) in &bus.placed {
+            bus.slots[*slot].config_mut().place_bar(*bar, *address);
+        }
+        for function in &mut bus.slots {
+            function.bars_changed();
         }
     }
 

@@ -604,6 +604,12 @@ mod tests {
         assert_eq!(guest.read::<2>(0x8000 + 18), [2, 0]);
         ecam.write((1 << 15) + 4, &[0, 0]);
         assert!(guest.bells.0.lock().unwrap().is_empty());
+        guest.root.reset();
+        assert_eq!(
+            *guest.bells.0.lock().unwrap(),
+            [base + 0x3000, base + 0x3004]
+        );
+        guest.up(u64::MAX);
     }
 
     #[test]

@@ -24,13 +24,24 @@ const CLONE_ATTEMPTS: u32 = 8;
 #[derive(Debug, Clone)]
 pub struct DiskFence {
     dir: PathBuf,
+    clone: CloneInto,
+}
+
+/// Makes the second file share the blocks of the first.
+type CloneInto = fn(&File, &File) -> io::Result<()>;
+
+fn reflink(source: &File, target: &File) -> io::Result<()> {
+    Ok(ioctl_ficlone(target, source)?)
 }
 
 impl DiskFence {
     /// A fence for this directory, if its file system can clone files.
     pub fn probe(dir: &Path) -> Result<Option<Self>, StoreError> {
         let dir = dir.to_owned();
-        Ok(can_clone(&dir)?.then_some(Self { dir }))
+        Ok(can_clone(&dir)?.then_some(Self {
+            dir,
+            clone: reflink,
+        }))
     }
 
     /// Brings every disk into a file of `epoch` or later, and removes the older ones. May be
@@ -50,10 +61,11 @@ impl DiskFence {
             if newest >= epoch {
                 break newest;
             }
-            match clone(
-                &path_of(&self.dir, disk, newest),
-                &path_of(&self.dir, disk, epoch),
-            ) {
+            let (from, to) = (
+                path_of(&self.dir, disk, newest),
+                path_of(&self.dir, disk, epoch),
+            );
+            match clone(&from, &to, self.clone) {
                 Ok(()) => break epoch,
                 Err(error)
                     if attempt < CLONE_ATTEMPTS
@@ -82,9 +94,30 @@ impl DiskFence {
     }
 }
 
-/// The file in which `disk` of the guest in `dir` lies now.
-pub fn disk_path(dir: &Path, disk: &str) -> Result<PathBuf, StoreError> {
-    Ok(path_of(dir, disk, newest_epoch(dir, disk)?))
+/// The file in which `disk` of the guest in `dir` lies for the holder of `epoch`.
+pub fn disk_path(dir: &Path, disk: &str, epoch: u64) -> Result<PathBuf, StoreError> {
+    let epochs = epochs_of(dir, disk)?;
+    let newest = epochs.into_iter().filter(|of| *of <= epoch).max();
+    newest
+        .map(|newest| path_of(dir, disk, newest))
+        .ok_or_else(|| StoreError::Missing(dir.join(disk)))
+}
+
+/// As [`disk_path`] for any path to a disk, with or without an epoch in its name; a path
+/// that is no disk in a guest's directory stays as it is.
+pub fn resolve(path: &Path, epoch: u64) -> Result<PathBuf, StoreError> {
+    let (Some(dir), Some(file)) = (
+        path.parent(),
+        path.file_name().and_then(|name| name.to_str()),
+    ) else {
+        return Ok(path.into());
+    };
+    let (disk, _) = split(file);
+    if is_disk(disk) {
+        disk_path(dir, disk, epoch)
+    } else {
+        Ok(path.into())
+    }
 }
 
 /// The names of the disks in `dir`, without epochs, in order.
@@ -134,7 +167,7 @@ fn newest_epoch(dir: &Path, disk: &str) -> Result<u64, StoreError> {
     newest.ok_or_else(|| StoreError::Missing(dir.join(disk)))
 }
 
-fn clone(from: &Path, to: &Path) -> Result<(), StoreError> {
+fn clone(from: &Path, to: &Path, clone: CloneInto) -> Result<(), StoreError> {
     let source = File::open(from).map_err(StoreError::io("open", from))?;
     let fresh = temporary(to);
     let cloned = (|| {
@@ -143,7 +176,7 @@ fn clone(from: &Path, to: &Path) -> Result<(), StoreError> {
             .create_new(true)
             .open(&fresh)?;
         target.set_permissions(source.metadata()?.permissions())?;
-        ioctl_ficlone(&target, &source)?;
+        clone(&source, &target)?;
         target.sync_all()?;
         match fs::hard_link(&fresh, to) {
             // Another attempt for the same epoch was faster: as good as ours.
@@ -166,4 +199,110 @@ pub fn can_clone(dir: &Path) -> Result<bool, StoreError> {
     let _ = fs::remove_file(&one);
     let _ = fs::remove_file(&other);
     tried.map_err(StoreError::io("write into", dir))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn copy(source: &File, target: &File) -> io::Result<()> {
+        let (mut source, mut target) = (source, target);
+        io::copy(&mut source, &mut target).map(|_| ())
+    }
+
+    /// A fence that copies where the file system of the tests cannot clone.
+    fn fence(dir: &Path) -> DiskFence {
+        DiskFence {
+            dir: dir.into(),
+            clone: copy,
+        }
+    }
+
+    fn files(dir: &Path) -> Vec<String> {
+        names(dir).unwrap()
+    }
+
+    #[test]
+    fn every_disk_moves_to_the_epoch_and_nothing_else_does() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["root.raw", "data.qcow2", "guest.toml", "lease.6"] {
+            fs::write(dir.path().join(name), name).unwrap();
+        }
+        fence(dir.path()).fence(7).unwrap();
+        assert_eq!(
+            files(dir.path()),
+            ["data.qcow2@7", "guest.toml", "lease.6", "root.raw@7"]
+        );
+        assert_eq!(
+            fs::read(dir.path().join("root.raw@7")).unwrap(),
+            b"root.raw"
+        );
+        fence(dir.path()).fence(7).unwrap();
+        fence(dir.path()).fence(9).unwrap();
+        assert_eq!(disks(dir.path()).unwrap(), ["data.qcow2", "root.raw"]);
+        assert_eq!(
+            disk_path(dir.path(), "root.raw", 9).unwrap(),
+            dir.path().join("root.raw@9")
+        );
+    }
+
+    #[test]
+    fn a_late_write_of_the_old_holder_lands_nowhere() {
+        use std::os::unix::fs::FileExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("root.raw");
+        fs::write(&path, "before").unwrap();
+        let old = OpenOptions::new().write(true).open(&path).unwrap();
+        fence(dir.path()).fence(2).unwrap();
+        old.write_all_at(b"after!", 0).unwrap();
+        assert_eq!(fs::read(dir.path().join("root.raw@2")).unwrap(), b"before");
+    }
+
+    #[test]
+    fn a_late_taker_neither_harms_nor_finds_the_disk_of_a_later_one() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("root.raw"), "data").unwrap();
+        fence(dir.path()).fence(6).unwrap();
+        fence(dir.path()).fence(7).unwrap();
+        fence(dir.path()).fence(6).unwrap();
+        assert_eq!(files(dir.path()), ["root.raw@7"]);
+        let missing = disk_path(dir.path(), "root.raw", 6).unwrap_err();
+        assert!(matches!(missing, StoreError::Missing(_)));
+    }
+
+    #[test]
+    fn a_fence_that_was_cut_short_is_completed() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("root.raw"), "old").unwrap();
+        fs::write(dir.path().join("root.raw@5"), "new").unwrap();
+        fence(dir.path()).fence(5).unwrap();
+        assert_eq!(files(dir.path()), ["root.raw@5"]);
+        assert_eq!(fs::read(dir.path().join("root.raw@5")).unwrap(), b"new");
+    }
+
+    #[test]
+    fn paths_are_resolved_with_and_without_an_epoch() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("root.raw@5"), "").unwrap();
+        for given in ["root.raw", "root.raw@3", "root.raw@5"] {
+            let resolved = resolve(&dir.path().join(given), 8).unwrap();
+            assert_eq!(resolved, dir.path().join("root.raw@5"));
+        }
+        let kernel = dir.path().join("vmlinux");
+        assert_eq!(resolve(&kernel, 8).unwrap(), kernel);
+    }
+
+    #[test]
+    fn probing_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let fence = DiskFence::probe(dir.path()).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        let Some(fence) = fence else {
+            println!("SKIPPED: this file system cannot clone files");
+            return;
+        };
+        fs::write(dir.path().join("root.raw"), "data").unwrap();
+        fence.fence(3).unwrap();
+        assert_eq!(fs::read(dir.path().join("root.raw@3")).unwrap(), b"data");
+    }
 }

@@ -50,9 +50,17 @@ impl GuestDir {
         document::update(&self.path.join(Self::SPEC_FILE), expected, spec)
     }
 
-    /// The file in which a disk of the spec lies now: a takeover moves it to a new one.
+    /// The file in which a disk of the spec lies now: a takeover moves it to a new one. For
+    /// those who look; who writes opens [`Self::disk_under`] its epoch.
     pub fn disk(&self, name: &str) -> Result<PathBuf, StoreError> {
-        fence::disk_path(&self.path, name)
+        fence::disk_path(&self.path, name, u64::MAX)
+    }
+
+    /// The file in which a disk of the spec lies for the holder of `epoch`: never that of a
+    /// later holder, which a guest that stood still and woke up must not touch. Ask again
+    /// after each [`crate::lease::Notice::Run`] that comes before the disk is open.
+    pub fn disk_under(&self, name: &str, epoch: u64) -> Result<PathBuf, StoreError> {
+        fence::disk_path(&self.path, name, epoch)
     }
 
     /// The means to fence its disks, if the file system has them.

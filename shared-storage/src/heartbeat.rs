@@ -5,7 +5,8 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use storage_core::record::{HEARTBEAT_BYTES, HeartbeatRecord};
+use storage_core::observer::Sight;
+use storage_core::record::{HEARTBEAT_BYTES, HeartbeatRecord, RecordError};
 
 use crate::error::StoreError;
 
@@ -26,6 +27,22 @@ fn open(path: &Path, options: &mut OpenOptions, flags: i32) -> io::Result<File> 
 
 /// Reads a heartbeat from the storage itself.
 pub fn read(path: &Path) -> Result<HeartbeatRecord, StoreError> {
+    let (record, _) = read_with_checksum(path)?;
+    record.map_err(|source| StoreError::Record {
+        path: path.into(),
+        source,
+    })
+}
+
+/// Reads what lies there, for those who watch whether it changes.
+pub fn sight(path: &Path) -> Result<Sight, StoreError> {
+    let (record, checksum) = read_with_checksum(path)?;
+    Ok(record.map_or(Sight::Damaged(checksum), Sight::Beat))
+}
+
+type Found = (Result<HeartbeatRecord, RecordError>, u32);
+
+fn read_with_checksum(path: &Path) -> Result<Found, StoreError> {
     let mut block = Block([0; HEARTBEAT_BYTES]);
     let file =
         open(path, OpenOptions::new().read(true), 0).map_err(StoreError::io("open", path))?;
@@ -33,10 +50,8 @@ pub fn read(path: &Path) -> Result<HeartbeatRecord, StoreError> {
     let have = file
         .read_at(&mut block.0, 0)
         .map_err(StoreError::io("read", path))?;
-    HeartbeatRecord::decode(&block.0[..have]).map_err(|source| StoreError::Record {
-        path: path.into(),
-        source,
-    })
+    let bytes = &block.0[..have];
+    Ok((HeartbeatRecord::decode(bytes), crc32c::crc32c(bytes)))
 }
 
 /// Writes one host's heartbeat.

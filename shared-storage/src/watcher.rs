@@ -129,16 +129,16 @@ impl Watched {
     /// Reads once and says when to read again.
     fn read(&self, page: &Page) -> u64 {
         let issued_us = boottime_us();
-        let read = heartbeat::read(&self.path);
+        let read = heartbeat::sight(&self.path);
         let answered_us = boottime_us();
         let hold = page.hold();
         let own_term = hold.is_live(answered_us).then(|| hold.term());
         let mut state = self.lock();
         match read {
-            Ok(record) => {
+            Ok(sight) => {
                 state
                     .observer
-                    .read(issued_us, answered_us, &record, own_term, &self.timing);
+                    .read(issued_us, answered_us, &sight, own_term, &self.timing);
                 state.last_error = None;
             }
             Err(error) => {

@@ -157,6 +157,9 @@ pub enum Event {
     Adopt {
         /// It.
         last: LeaseRecord,
+        /// A process of this boot that acted under it died without ending it: its writes may
+        /// still be under way, so that a new epoch with fencing is owed.
+        died: bool,
     },
     /// Give the lease to `to`. The guest must be paused and its writes complete.
     HandOver {
@@ -308,6 +311,10 @@ pub struct Lease {
     serial: u64,
     /// The epoch for which fencing is known to be done.
     fenced: u64,
+    /// It was not done but made up for by waiting: nothing is owed for it any more.
+    waived: bool,
+    /// The next epoch has to fence.
+    owes_fence: bool,
 }
 
 impl Lease {
@@ -319,6 +326,8 @@ impl Lease {
             phase: Phase::Outside,
             serial: 0,
             fenced: 0,
+            waived: false,
+            owes_fence: false,
         }
     }
 
@@ -395,7 +404,7 @@ impl Lease {
                     &mut actions,
                 );
             }
-            Event::Adopt { last } => self.adopt(now_us, hold, last, &mut actions),
+            Event::Adopt { last, died } => self.adopt(now_us, hold, last, died, &mut actions),
             Event::HandOver { to } => self.hand_over(now_us, hold, to, &mut actions),
             Event::Release => self.release(&mut actions),
             Event::Created { record, outcome } => {
@@ -446,6 +455,7 @@ impl Lease {
             } => {
                 if wait_until_us.is_some_and(|until_us| now_us >= until_us) {
                     self.fenced = record.fence;
+                    self.waived = true;
                     let record = record.clone();
                     self.enter(now_us, hold, record, actions);
                 }
@@ -488,19 +498,33 @@ impl Lease {
         self.create(record, Purpose::Claim, None, actions);
     }
 
-    fn adopt(&mut self, now_us: u64, hold: Hold, last: LeaseRecord, actions: &mut Vec<Action>) {
+    fn adopt(
+        &mut self,
+        now_us: u64,
+        hold: Hold,
+        last: LeaseRecord,
+        died: bool,
+        actions: &mut Vec<Action>,
+    ) {
         if self.phase != Phase::Outside {
             return actions.push(Action::Refused(Refusal::NotHolding));
         }
-        if self.me.is_holder(&last) {
-            if last.grant == Grant::HandedOver {
-                // Who handed it over was acting, so that fencing was done.
-                self.fenced = last.fence;
-            }
-            self.enter(now_us, hold, last, actions);
-        } else {
-            self.end(Ending::Lost(last), actions);
+        if !self.me.is_holder(&last) {
+            return self.end(Ending::Lost(last), actions);
         }
+        self.owes_fence = died;
+        if died {
+            self.phase = Phase::Stopped {
+                record: last,
+                retry_at_us: now_us,
+            };
+            return self.renew(now_us, hold, actions);
+        }
+        if last.grant == Grant::HandedOver {
+            // Who handed it over was acting, so that fencing was done.
+            self.fenced = last.fence;
+        }
+        self.enter(now_us, hold, last, actions);
     }
 
     fn hand_over(&mut self, now_us: u64, hold: Hold, to: Holder, actions: &mut Vec<Action>) {
@@ -523,6 +547,9 @@ impl Lease {
             return actions.push(Action::Refused(Refusal::NotHolding));
         };
         let mut record = self.next(Some(&before), Grant::Released, None);
+        if self.owes_fence {
+            record.fence = record.epoch;
+        }
         record.note.push_str("released by ");
         record.note.push_str(&self.me.host);
         self.create(record, Purpose::Release, Some(before), actions);
@@ -556,7 +583,12 @@ impl Lease {
         let before = record.clone();
         let holder = Some(self.me.holder(hold.term()));
         let mut record = self.next(Some(&before), Grant::Renewed, holder);
-        record.note.push_str("came back after a lapse");
+        if self.owes_fence {
+            record.fence = record.epoch;
+            record.note.push_str("started anew after a crash");
+        } else {
+            record.note.push_str("came back after a lapse");
+        }
         self.create(record, Purpose::Renew, Some(before), actions);
     }
 
@@ -585,6 +617,7 @@ impl Lease {
             Outcome::Unknown => *settle_at_us = Some(now_us + RETRY_US),
             Outcome::Won => {
                 let record = record.clone();
+                self.owes_fence = false;
                 actions.push(Action::Forget {
                     before: record.epoch,
                 });
@@ -723,7 +756,7 @@ impl Lease {
             epoch: last.map_or(0, |last| last.epoch) + 1,
             grant,
             holder,
-            fence: last.map_or(0, |last| last.fence),
+            fence: last.map_or(0, |last| if self.waived { 0 } else { last.fence }),
             nonce,
             note: String::new(),
         }

@@ -15,9 +15,21 @@
 use crate::record::{HeartbeatRecord, Holder};
 use crate::timing::Timing;
 
+/// What a read found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sight {
+    /// A heartbeat.
+    Beat(HeartbeatRecord),
+    /// Bytes that are none, by their checksum. A host that lives replaces them; one that died
+    /// in the midst of writing leaves them, and must not be immortal for that.
+    Damaged(u32),
+}
+
 /// What a contender knows about one host's heartbeat.
 #[derive(Debug, Clone, Default)]
 pub struct Observer {
+    sight: Option<Sight>,
+    /// The last whole record.
     record: Option<HeartbeatRecord>,
     /// Answer to the first read of the present run of equal records.
     since_us: u64,
@@ -57,7 +69,7 @@ impl Observer {
         &mut self,
         issued_us: u64,
         answered_us: u64,
-        record: &HeartbeatRecord,
+        sight: &Sight,
         own_term: Option<u32>,
         timing: &Timing,
     ) {
@@ -67,10 +79,13 @@ impl Observer {
             && answered_us.saturating_sub(issued_us) <= gap_us
             && issued_us.saturating_sub(self.last_answered_us) <= gap_us
             && issued_us >= self.last_answered_us;
-        if !steady || self.record.as_ref() != Some(record) {
+        if !steady || self.sight.as_ref() != Some(sight) {
             self.since_us = answered_us;
         }
-        self.record = Some(record.clone());
+        if let Sight::Beat(record) = sight {
+            self.record = Some(record.clone());
+        }
+        self.sight = Some(sight.clone());
         self.last_issued_us = issued_us;
         self.last_answered_us = answered_us;
         self.own_term = own_term.unwrap_or_default();
@@ -82,7 +97,7 @@ impl Observer {
         self.counting = false;
     }
 
-    /// The record read last.
+    /// The last whole record that was read.
     pub fn record(&self) -> Option<&HeartbeatRecord> {
         self.record.as_ref()
     }
@@ -102,13 +117,15 @@ impl Observer {
     /// The order matters: a host beats before it gets a lease, so only a heartbeat read after
     /// the lease must be of the lease's boot or a later one.
     pub fn verdict(&self, holder: &Holder, lease_read_us: u64, watch_us: u64) -> Verdict {
-        let Some(record) = &self.record else {
+        let Some(sight) = &self.sight else {
             return Verdict::Unknown;
         };
         if !self.counting || self.last_issued_us < lease_read_us {
             return Verdict::Unknown;
         }
-        if record.incarnation != holder.incarnation {
+        if let Sight::Beat(record) = sight
+            && record.incarnation != holder.incarnation
+        {
             return Verdict::Rebooted;
         }
         let silent_us = self.silent_us();
@@ -138,8 +155,8 @@ mod tests {
 
     const MS: u64 = 1000;
 
-    fn record(counter: u64) -> HeartbeatRecord {
-        HeartbeatRecord {
+    fn record(counter: u64) -> Sight {
+        Sight::Beat(HeartbeatRecord {
             host: "a".into(),
             incarnation: Incarnation([1; 16]),
             counter,
@@ -147,7 +164,7 @@ mod tests {
             term: 1,
             flags: 0,
             writer_pid: 1,
-        }
+        })
     }
 
     fn holder(incarnation: u8) -> Holder {
@@ -221,6 +238,25 @@ mod tests {
             watch(&mut observer, 3250, 3251, 1, Some(1));
             assert_eq!(observer.silent_us(), 240 * MS);
         }
+    }
+
+    #[test]
+    fn damage_that_stays_is_silence_and_never_a_reboot() {
+        let mut observer = Observer::default();
+        let timing = Timing::default();
+        for at_ms in (0..1001).step_by(250) {
+            let (issued_us, answered_us) = (at_ms * MS, (at_ms + 10) * MS);
+            observer.read(issued_us, answered_us, &Sight::Damaged(7), Some(1), &timing);
+        }
+        let verdict = observer.verdict(&holder(2), 0, 990 * MS);
+        assert_eq!(
+            verdict,
+            Verdict::Silent {
+                silent_us: 990 * MS
+            }
+        );
+        observer.read(1250 * MS, 1260 * MS, &Sight::Damaged(8), Some(1), &timing);
+        assert_eq!(observer.silent_us(), 0);
     }
 
     #[test]

@@ -2,19 +2,18 @@
 //! `storage-core` and another that does its file operations, so that a hanging storage
 //! stops neither the machine nor the caller.
 
-use std::fs::{self, File, OpenOptions};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
 use storage_core::lease::{Action, Ending, Event, Identity, Lease, Outcome, Refusal, grounds};
 use storage_core::observer::Verdict;
 use storage_core::record::{Holder, LeaseRecord};
 
 use super::files::{LeaseFiles, Seen};
 use super::gate::LeaseGate;
+use super::local::LocalLock;
 use crate::clock::{boottime_us, random};
 use crate::error::StoreError;
 use crate::fence::DiskFence;
@@ -26,8 +25,6 @@ use crate::watcher::Watcher;
 const NAP: Duration = Duration::from_millis(250);
 /// File operations that may wait for a hanging one before them.
 const QUEUE_LIMIT: usize = 8;
-/// How often the host-local lock is tried.
-const LOCK_POLL: Duration = Duration::from_millis(5);
 
 /// What the holder is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,8 +51,9 @@ pub enum HandOver {
     Unknown,
 }
 
-/// A held lease. Dropping it neither releases the lease nor stops the heartbeat: the lease
-/// waits, in the name of this host, to be adopted again.
+/// A held lease. Dropping it says that none of this process's writes is under way any more;
+/// it neither releases the lease nor stops the heartbeat: the lease waits, in the name of
+/// this host, to be adopted again.
 #[derive(Debug)]
 pub struct HeldLease {
     inputs: Sender<Input>,
@@ -63,9 +61,7 @@ pub struct HeldLease {
     gate: Arc<LeaseGate>,
     record: Arc<Mutex<Option<LeaseRecord>>>,
     subject: String,
-    /// Held as long as this process may run the guest, so that no second process of this
-    /// host does.
-    _local: File,
+    local: Arc<LocalLock>,
 }
 
 enum Input {
@@ -127,14 +123,9 @@ impl HeldLease {
             return Err(StoreError::Missing(files.dir().join("lease")));
         };
         let identity = identity(keeper, &files);
-        Self::start(
-            keeper,
-            files,
-            identity,
-            fence,
-            Event::Adopt { last },
-            timeout,
-        )
+        // Whether a predecessor died is found out under the local lock.
+        let first = Event::Adopt { last, died: false };
+        Self::start(keeper, files, identity, fence, first, timeout)
     }
 
     fn start(
@@ -142,12 +133,16 @@ impl HeldLease {
         files: LeaseFiles,
         identity: Identity,
         fence: Option<DiskFence>,
-        first: Event,
+        mut first: Event,
         timeout: Duration,
     ) -> Result<Self, StoreError> {
         let give_up = Instant::now() + timeout;
         keeper.wait_live(timeout)?;
-        let local = lock_locally(keeper, files.subject(), give_up)?;
+        let local = LocalLock::take(keeper, files.subject(), give_up)?;
+        if let Event::Adopt { last, died } = &mut first {
+            *died = local.predecessor_died(last);
+        }
+        let local = Arc::new(local);
         let subject = files.subject().to_owned();
         let gate = Arc::new(LeaseGate::new(keeper.page().clone()));
         let record = Arc::new(Mutex::new(None));
@@ -164,6 +159,7 @@ impl HeldLease {
             loopback: inputs.clone(),
             waiting: Some(reply),
             refusal: None,
+            local: local.clone(),
         };
         let sent = inputs.send(Input::Event(first.into()));
         debug_assert!(sent.is_ok(), "the receiver is right here");
@@ -178,7 +174,7 @@ impl HeldLease {
             gate,
             record,
             subject,
-            _local: local,
+            local,
         };
         held.await_run(&answer, &refusal, give_up, timeout)?;
         Ok(held)
@@ -270,6 +266,7 @@ impl HeldLease {
 impl Drop for HeldLease {
     fn drop(&mut self) {
         self.gate.set_term(None);
+        self.local.mark(None);
         // The machine may have ended already.
         let _ = self.inputs.send(Input::Close);
     }
@@ -282,30 +279,6 @@ fn identity(keeper: &Keeper, files: &LeaseFiles) -> Identity {
         host: keeper.host().name().into(),
         incarnation: keeper.host().incarnation(),
         salt: random(),
-    }
-}
-
-/// Makes sure that this is the only process of this host that holds `subject`. The lock dies
-/// with the process.
-fn lock_locally(keeper: &Keeper, subject: &str, give_up: Instant) -> Result<File, StoreError> {
-    let dir = keeper.page().path().with_extension("held");
-    fs::create_dir_all(&dir).map_err(StoreError::io("create", &dir))?;
-    let path = dir.join(subject);
-    let file = OpenOptions::new()
-        .create(true)
-        .write(true)
-        .truncate(false)
-        .open(&path)
-        .map_err(StoreError::io("open", &path))?;
-    loop {
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file),
-            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < give_up => {
-                thread::sleep(LOCK_POLL);
-            }
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(StoreError::RunsHere(subject.into())),
-            Err(error) => return Err(StoreError::io("lock", &path)(error.into())),
-        }
     }
 }
 
@@ -377,6 +350,7 @@ struct Machine {
     /// Who waits for the next thing that is certain.
     waiting: Option<Sender<Answer>>,
     refusal: Option<Refusal>,
+    local: Arc<LocalLock>,
 }
 
 impl Machine {
@@ -398,7 +372,11 @@ impl Machine {
             *self.record.lock().unwrap_or_else(PoisonError::into_inner) =
                 self.lease.record().cloned();
             for action in actions {
-                started |= action == Action::Run;
+                if action == Action::Run {
+                    started = true;
+                    self.local
+                        .mark(self.lease.record().map(|record| record.epoch));
+                }
                 self.perform(action);
             }
             if self.lease.ending().is_some() {

@@ -104,6 +104,24 @@ pub fn the_datastore_is_coherent(lab: &Lab) -> Outcome {
     Ok(())
 }
 
+/// The file system under the datastore can share blocks, and `NFSv4.2` hands that on: fencing by
+/// clone rests on it.
+pub fn a_file_is_cloned_on_the_server(lab: &Lab) -> Outcome {
+    let host = &lab.hosts()[0];
+    let file = format!("{DATASTORE}/clone");
+    host.run(&format!(
+        "dd if=/dev/urandom of={file} bs=64k count=16 conv=fsync 2>/dev/null"
+    ))?;
+    host.run(&format!(
+        "cp --reflink=always {file} {file}.epoch2 && cmp {file} {file}.epoch2"
+    ))?;
+    host.run(&format!(
+        "echo changed | dd of={file} conv=notrunc,fsync 2>/dev/null; ! cmp -s {file} {file}.epoch2"
+    ))?;
+    host.run(&format!("rm {file} {file}.epoch2"))?;
+    Ok(())
+}
+
 pub fn a_cut_cable_separates_and_heals(lab: &Lab) -> Outcome {
     let [a, b, c] = lab.hosts() else {
         return Err("three hosts are needed".into());

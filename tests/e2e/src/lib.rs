@@ -16,6 +16,7 @@ pub const ALL: &[Scenario] = scenarios![
     ground::programs_and_kvm_are_there,
     ground::files_go_in_and_come_back,
     ground::the_datastore_is_coherent,
+    ground::a_file_is_cloned_on_the_server,
     ground::a_cut_cable_separates_and_heals,
     ground::one_way_cuts_lose_one_way,
     ground::a_frozen_host_stands_still,

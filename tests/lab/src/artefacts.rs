@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::error::During;
-use crate::machine::{DATA_DISK_BYTES, QEMU, TOOLS_DISK_BYTES};
+use crate::machine::QEMU;
 use crate::process::run_tool;
 use crate::{LabError, Result};
 
@@ -200,66 +200,4 @@ pub fn stage_programs(programs: &Path, into: &Path) -> Result<Vec<&'static str>>
         )?;
     }
     Ok(built)
-}
-
-/// Makes the read-only disk with our programs and `extra` files (each under its own name).
-pub fn tools_disk(programs: &Path, extra: &[PathBuf], disk: &Path) -> Result<()> {
-    let stage =
-        tempfile::tempdir_in(disk.parent().unwrap_or(Path::new("."))).during("create", disk)?;
-    stage_programs(programs, stage.path())?;
-    for file in extra {
-        let name = file
-            .file_name()
-            .ok_or_else(|| format!("{} has no file name", file.display()))?;
-        fs::copy(file, stage.path().join(name)).during("copy", file)?;
-    }
-    make_ext4(disk, TOOLS_DISK_BYTES, Some(stage.path()))
-}
-
-/// Makes the storage host's disk; `content`, if any, becomes the datastore's.
-pub fn storage_disk(content: Option<&Path>, disk: &Path) -> Result<()> {
-    let stage =
-        tempfile::tempdir_in(disk.parent().unwrap_or(Path::new("."))).during("create", disk)?;
-    let datastore = stage.path().join("vmstore");
-    match content {
-        // Hard links where possible: the content may be gigabytes.
-        Some(content) => run_tool(
-            Command::new("sh")
-                .args(["-c", "cp -al -- \"$1\" \"$2\" 2>/dev/null || { rm -rf \"$2\"; cp -a --sparse=always -- \"$1\" \"$2\"; }", "sh"])
-                .arg(content)
-                .arg(&datastore),
-        )
-        .map(drop)?,
-        None => fs::create_dir(&datastore).during("create", &datastore)?,
-    }
-    make_ext4(disk, DATA_DISK_BYTES, Some(stage.path()))
-}
-
-/// Makes a sparse file of zeroes.
-pub fn blank_disk(disk: &Path, bytes: u64) -> Result<()> {
-    let file = fs::File::create(disk).during("create", disk)?;
-    file.set_len(bytes).during("extend", disk)
-}
-
-fn make_ext4(disk: &Path, bytes: u64, content: Option<&Path>) -> Result<()> {
-    blank_disk(disk, bytes)?;
-    let path = std::env::var("PATH").unwrap_or_default();
-    let mut command = Command::new("mke2fs");
-    command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
-    command.args([
-        "-q",
-        "-F",
-        "-t",
-        "ext4",
-        "-m",
-        "0",
-        "-J",
-        "size=16",
-        "-E",
-        "lazy_itable_init=1,root_owner=0:0",
-    ]);
-    if let Some(content) = content {
-        command.arg("-d").arg(content);
-    }
-    run_tool(command.arg(disk)).map(drop)
 }

@@ -16,6 +16,7 @@
 
 pub mod agent;
 pub mod artefacts;
+mod disks;
 mod error;
 pub mod host;
 mod machine;
@@ -28,6 +29,7 @@ mod template;
 mod wait;
 mod world;
 
+pub use disks::FileSystem;
 pub use error::{LabError, Result};
 pub use host::{Cable, Direction, Host, Output};
 pub use wait::{PATIENCE, eventually, eventually_within};

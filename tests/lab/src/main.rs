@@ -13,7 +13,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand, ValueEnum};
 use lab::artefacts::build_directory;
 use lab::supervisor::{Fault, Request, ask, is_up, serve};
-use lab::{Cable, Direction, Lab, LabError, Settings};
+use lab::{Cable, Direction, FileSystem, Lab, LabError, Settings};
 
 /// Emulated hosts with real kernels, storage and cables.
 #[derive(Debug, Parser)]
@@ -99,6 +99,9 @@ struct Up {
     /// A directory whose content the datastore has from the start.
     #[arg(long)]
     datastore: Option<PathBuf>,
+    /// Keep the datastore on ext4 instead of XFS: no reflinks, files of any size from the start.
+    #[arg(long)]
+    ext4: bool,
     /// A file that lies in /opt/godwit of every host; may be repeated.
     #[arg(long)]
     file: Vec<PathBuf>,
@@ -214,6 +217,11 @@ fn settings(name: &str, up: &Up) -> Settings {
         memory_mib: up.memory_mib,
         name: name.into(),
         datastore: up.datastore.clone(),
+        file_system: if up.ext4 {
+            FileSystem::Ext4
+        } else {
+            FileSystem::Xfs
+        },
         files: up.file.clone(),
     }
 }
@@ -244,6 +252,9 @@ fn start(name: &str, up: &Up) -> lab::Result<i32> {
     supervisor.args(["--idle-hours", &up.idle_hours.to_string()]);
     if let Some(path) = &up.datastore {
         supervisor.arg("--datastore").arg(path);
+    }
+    if up.ext4 {
+        supervisor.arg("--ext4");
     }
     for path in &up.file {
         supervisor.arg("--file").arg(path);

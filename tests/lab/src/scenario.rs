@@ -68,6 +68,7 @@ pub fn run(settings: &Settings, scenarios: &[Scenario]) -> ExitCode {
         }
     };
     println!("lab of {} hosts: {:?}", lab.hosts().len(), lab.started());
+    let keep = std::env::var_os("GODWIT_LAB_KEEP").is_some();
     let (mut passed, mut failed) = (0, 0);
     for scenario in chosen {
         let begun = Instant::now();
@@ -83,6 +84,9 @@ pub fn run(settings: &Settings, scenarios: &[Scenario]) -> ExitCode {
                 println!("FAILED  {:5.1} s  {}: {why}", seconds, scenario.name);
                 show(&lab);
                 failed += 1;
+                if keep {
+                    break;
+                }
                 if let Err(why) = attempt(|| Ok(lab.restore()?)) {
                     println!("FAILED to restore the lab: {why}");
                     break;
@@ -90,7 +94,7 @@ pub fn run(settings: &Settings, scenarios: &[Scenario]) -> ExitCode {
             }
         }
     }
-    if failed > 0 && std::env::var_os("GODWIT_LAB_KEEP").is_some() {
+    if failed > 0 && keep {
         println!(
             "the lab stays up: lab --name {0} exec ..., lab --name {0} down",
             settings.name

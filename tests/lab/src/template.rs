@@ -18,6 +18,7 @@ use serde_json::json;
 
 use crate::agent::Agent;
 use crate::artefacts::{self, Appliance, BuildLock};
+use crate::disks;
 use crate::error::During;
 use crate::machine::{DATA_DISK_BYTES, Machine, QEMU, TOOLS_DISK_BYTES};
 use crate::network::Switch;
@@ -113,8 +114,8 @@ impl Template {
             cables,
             console_log: directory.join("console.log"),
         };
-        artefacts::blank_disk(&machine.tools_disk, TOOLS_DISK_BYTES)?;
-        artefacts::blank_disk(&machine.data_disk, DATA_DISK_BYTES)?;
+        disks::blank(&machine.tools_disk, TOOLS_DISK_BYTES)?;
+        disks::blank(&machine.data_disk, DATA_DISK_BYTES)?;
         let log = directory.join("qemu.log");
         let mut command = machine.command();
         command

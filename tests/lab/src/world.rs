@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::artefacts::{self, BuildLock};
+use crate::disks::{self, FileSystem};
 use crate::error::During;
 use crate::host::{Host, Parts};
 use crate::machine::{DATA_DISK_BYTES, Machine};
@@ -32,6 +33,8 @@ pub struct Settings {
     pub name: String,
     /// A directory whose content the datastore has from the start.
     pub datastore: Option<PathBuf>,
+    /// What the datastore lies on.
+    pub file_system: FileSystem,
     /// Files that lie beside our programs in `/opt/godwit` of every host.
     pub files: Vec<PathBuf>,
 }
@@ -43,6 +46,7 @@ impl Default for Settings {
             memory_mib: 640,
             name: "lab".into(),
             datastore: None,
+            file_system: FileSystem::default(),
             files: Vec::new(),
         }
     }
@@ -116,7 +120,7 @@ impl Lab {
         let template = Template::ensure(&spawner, appliance, settings.memory_mib, &held)?;
         drop(held);
         let tools = directory.join("tools.disk");
-        artefacts::tools_disk(&programs, &settings.files, &tools)?;
+        disks::tools(&programs, &settings.files, &tools)?;
         let lab = Self::assemble(settings, directory, &spawner, &template, &tools)?;
         let mut lab = Self {
             started: Started {
@@ -162,9 +166,13 @@ impl Lab {
             fs::create_dir(&own_sockets).during("create", &own_sockets)?;
             let data_disk = own.join("data.disk");
             if *number == STORAGE_NUMBER {
-                artefacts::storage_disk(settings.datastore.as_deref(), &data_disk)?;
+                disks::storage(
+                    settings.file_system,
+                    settings.datastore.as_deref(),
+                    &data_disk,
+                )?;
             } else {
-                artefacts::blank_disk(&data_disk, DATA_DISK_BYTES)?;
+                disks::blank(&data_disk, DATA_DISK_BYTES)?;
             }
             let cables = [cable(name, 0), cable(name, 1)];
             let plugged = |card: usize| {

@@ -1,7 +1,11 @@
 //! Running many histories, and replaying the one that failed.
 
 use std::fmt;
+use std::num::NonZero;
 use std::process::ExitCode;
+
+/// Histories that a thread runs before it reports.
+const CHUNK: u64 = 64;
 
 /// Which histories to run: seeds `seed`, `seed + 1`, ... `histories` of them.
 #[derive(Debug, Clone, clap::Args)]
@@ -87,6 +91,44 @@ pub fn run<T>(
     };
     for seed in span.seed..span.seed.saturating_add(span.histories) {
         sum(one(seed, &mut trace).map_err(|violation| Failure { seed, violation })?);
+    }
+    Ok(())
+}
+
+/// As [`run`] on every core of the machine. The failure of the lowest seed is given, so that
+/// the answer is the same on every machine.
+pub fn run_parallel<T: Send>(
+    span: &Span,
+    one: impl Fn(u64, &mut Trace) -> Result<T, Violation> + Sync,
+    mut sum: impl FnMut(T),
+) -> Result<(), Failure> {
+    if span.trace || span.histories <= CHUNK {
+        return run(span, one, sum);
+    }
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get) as u64;
+    let end = span.seed.saturating_add(span.histories);
+    for batch in (span.seed..end).step_by((CHUNK * cores) as usize) {
+        let chunk = |core: u64| {
+            let first = (batch + core * CHUNK).min(end);
+            let last = (first + CHUNK).min(end);
+            let seeds = first..last;
+            seeds
+                .map(|seed| (seed, one(seed, &mut Trace::default())))
+                .collect::<Vec<_>>()
+        };
+        let chunk = &chunk;
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..cores)
+                .map(|core| scope.spawn(move || chunk(core)))
+                .collect();
+            threads
+                .into_iter()
+                .flat_map(|thread| thread.join().expect("a history panicked"))
+                .collect()
+        });
+        for (seed, result) in results {
+            sum(result.map_err(|violation| Failure { seed, violation })?);
+        }
     }
     Ok(())
 }

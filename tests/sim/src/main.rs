@@ -15,10 +15,13 @@ struct Cli {
 // Each model is one file of the library and one line here:
 // `Name(sim::name::Args)`, whose `Args` flattens `sim::harness::Span`.
 #[derive(Debug, Subcommand)]
-enum Model {}
+enum Model {
+    /// Leases on shared storage: never two holders.
+    Lease(sim::lease::Args),
+}
 
-// Until the first model is here there is no command to run.
-#[allow(unreachable_code)]
 fn main() -> ExitCode {
-    match Cli::parse().model {}
+    match Cli::parse().model {
+        Model::Lease(args) => sim::lease::main(&args),
+    }
 }

@@ -8,7 +8,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{QueueOwnedT, QueueT};
 
-use super::chain::{Buffers, scatter, total};
+use super::chain::{Buffers, Table, scatter, total};
 use super::completions::Completions;
 use super::worker::{Next, Serve, Stopping, Worker};
 use super::{Activation, ActiveQueue, VirtioDevice};
@@ -141,7 +141,8 @@ impl Server {
                     return Ok(());
                 }
                 let head = chain.head_index();
-                let written = match buffers.load(memory, chain) {
+                let table = Table::from(&queue.queue);
+                let written = match buffers.load(memory, table, head) {
                     Ok(()) => self.fill(&buffers),
                     Err(_) => 0,
                 };

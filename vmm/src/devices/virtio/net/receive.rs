@@ -10,7 +10,7 @@ use virtio_queue::{QueueOwnedT, QueueT};
 
 use super::{NetCounters, count};
 use crate::devices::virtio::ActiveQueue;
-use crate::devices::virtio::chain::{Buffers, scatter, total};
+use crate::devices::virtio::chain::{Buffers, Table, scatter, total};
 use crate::devices::virtio::completions::Completions;
 use crate::devices::virtio::tap::{HEADER_BYTES, MAX_PACKET_BYTES, Tap};
 use crate::devices::virtio::worker::{Next, Serve, Stopping};
@@ -126,7 +126,8 @@ impl Server {
             };
             let head = chain.head_index();
             let mut buffers = Buffers::default();
-            if buffers.load(memory, chain).is_err() || total(&buffers.writable) == 0 {
+            let table = Table::from(&queue.queue);
+            if buffers.load(memory, table, head).is_err() || total(&buffers.writable) == 0 {
                 // Useless to us; the driver gets it back at once, and in order.
                 if used.is_empty() {
                     self.completions

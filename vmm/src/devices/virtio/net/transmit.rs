@@ -9,7 +9,7 @@ use virtio_queue::{QueueOwnedT, QueueT};
 
 use super::{NetCounters, count};
 use crate::devices::virtio::ActiveQueue;
-use crate::devices::virtio::chain::{Buffers, total};
+use crate::devices::virtio::chain::{Buffers, Table, total};
 use crate::devices::virtio::completions::Completions;
 use crate::devices::virtio::tap::{HEADER_BYTES, MAX_PACKET_BYTES, Tap};
 use crate::devices::virtio::worker::{Next, Serve, Stopping};
@@ -49,7 +49,7 @@ impl Server {
                     return Ok(Next::Wait);
                 }
                 let head = chain.head_index();
-                let sent = match buffers.load(memory, chain) {
+                let sent = match buffers.load(memory, Table::from(&queue.queue), head) {
                     Ok(()) => self.send(&buffers),
                     Err(_) => Err(io::ErrorKind::InvalidData.into()),
                 };

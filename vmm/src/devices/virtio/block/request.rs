@@ -1,0 +1,201 @@
+//! Carrying out one request (virtio 1.2 §5.2.6).
+
+use std::io;
+use std::sync::Arc;
+
+use shared_storage::image::{Disk, DiskError};
+use tracing::{debug, warn};
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
+    VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
+};
+use vm_memory::Bytes;
+
+use super::{BlockCounters, SECTOR, count};
+use crate::devices::virtio::chain::{BadChain, Buffers, Table, scatter, total};
+use crate::memory::GuestMemory;
+
+pub(super) const MAX_SEGMENTS: u32 = 16;
+pub(super) const MAX_DISCARD_SECTORS: u32 = (1 << 30) / SECTOR as u32;
+pub(super) const MAX_ZEROES_SECTORS: u32 = (64 << 20) / SECTOR as u32;
+
+const HEADER_BYTES: usize = 16;
+const SEGMENT_BYTES: usize = 16;
+const ZEROES_UNMAP: u32 = 1;
+
+/// How a request ended.
+enum Outcome {
+    /// Status byte to be written, and bytes put into the buffer before it.
+    Done(u32, u32),
+    /// The gate was shut: try again later.
+    Later,
+}
+
+/// What serves requests; the same for all threads of a queue.
+pub(super) struct Executor {
+    pub(super) disk: Arc<Disk>,
+    pub(super) serial: [u8; VIRTIO_BLK_ID_BYTES as usize],
+    pub(super) counters: Arc<BlockCounters>,
+    /// The driver does not flush: every write must be durable when it ends.
+    pub(super) writethrough: bool,
+}
+
+impl Executor {
+    /// Carry out the request at `head`. Returns the bytes written into its buffers (none for
+    /// a chain that is no request), or `None` when the gate is shut and it is to be tried again.
+    pub(super) fn run<'m>(
+        &self,
+        memory: &'m GuestMemory,
+        table: Table,
+        head: u16,
+        buffers: &mut Buffers<'m>,
+    ) -> Option<u32> {
+        let done = buffers
+            .load(memory, table, head)
+            .and_then(|()| self.request(buffers));
+        match done {
+            Ok(written) => written,
+            Err(BadChain) => Some(0),
+        }
+    }
+
+    fn request(&self, buffers: &mut Buffers) -> Result<Option<u32>, BadChain> {
+        let status = buffers.take_last()?;
+        let mut header = [0; HEADER_BYTES];
+        buffers.take_front(&mut header)?;
+        let word = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|byte| header[at + byte]));
+        let sector = u64::from(word(8)) | u64::from(word(12)) << 32;
+        match self.execute(word(0), sector, buffers) {
+            Outcome::Done(code, written) => {
+                if code == VIRTIO_BLK_S_IOERR {
+                    count(&self.counters.errors, 1);
+                }
+                status.write_obj(code as u8, 0).map_err(|_| BadChain)?;
+                Ok(Some(written + 1))
+            }
+            Outcome::Later => Ok(None),
+        }
+    }
+
+    fn execute(&self, kind: u32, sector: u64, buffers: &mut Buffers) -> Outcome {
+        match kind {
+            VIRTIO_BLK_T_IN => self.read(sector, buffers),
+            VIRTIO_BLK_T_OUT => self.write(sector, buffers),
+            VIRTIO_BLK_T_FLUSH => {
+                count(&self.counters.flushes, 1);
+                self.finish("flush", self.disk.flush(), 0)
+            }
+            VIRTIO_BLK_T_GET_ID => {
+                let written = scatter(&buffers.writable, &self.serial);
+                Outcome::Done(VIRTIO_BLK_S_OK, written as u32)
+            }
+            VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES if !self.disk.readonly() => {
+                self.segments(kind == VIRTIO_BLK_T_WRITE_ZEROES, buffers)
+            }
+            _ => Outcome::Done(VIRTIO_BLK_S_UNSUPP, 0),
+        }
+    }
+
+    fn read(&self, sector: u64, buffers: &Buffers) -> Outcome {
+        let bytes = total(&buffers.writable) as u64;
+        let Some(offset) = byte_offset(sector, bytes) else {
+            return Outcome::Done(VIRTIO_BLK_S_IOERR, 0);
+        };
+        count(&self.counters.reads, 1);
+        count(&self.counters.read_bytes, bytes);
+        self.finish(
+            "read",
+            self.disk.read_at(offset, &buffers.writable),
+            bytes as u32,
+        )
+    }
+
+    fn write(&self, sector: u64, buffers: &Buffers) -> Outcome {
+        let bytes = total(&buffers.readable) as u64;
+        let Some(offset) = byte_offset(sector, bytes) else {
+            return Outcome::Done(VIRTIO_BLK_S_IOERR, 0);
+        };
+        count(&self.counters.writes, 1);
+        count(&self.counters.written_bytes, bytes);
+        let mut result = self.disk.write_at(offset, &buffers.readable);
+        if self.writethrough && result.is_ok() {
+            result = self.disk.flush();
+        }
+        self.finish("write", result, 0)
+    }
+
+    /// Discard or zero a list of segments (§5.2.6).
+    fn segments(&self, zeroes: bool, buffers: &mut Buffers) -> Outcome {
+        let bytes = total(&buffers.readable);
+        let segments = bytes / SEGMENT_BYTES;
+        if !bytes.is_multiple_of(SEGMENT_BYTES) || segments == 0 || segments > MAX_SEGMENTS as usize
+        {
+            return Outcome::Done(VIRTIO_BLK_S_IOERR, 0);
+        }
+        count(&self.counters.discards, 1);
+        let known_flags = if zeroes { ZEROES_UNMAP } else { 0 };
+        let limit = if zeroes {
+            MAX_ZEROES_SECTORS
+        } else {
+            MAX_DISCARD_SECTORS
+        };
+        for _ in 0..segments {
+            let mut raw = [0; SEGMENT_BYTES];
+            if buffers.take_front(&mut raw).is_err() {
+                return Outcome::Done(VIRTIO_BLK_S_IOERR, 0);
+            }
+            let word = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|byte| raw[at + byte]));
+            let (sector, sectors, flags) = (
+                u64::from(word(0)) | u64::from(word(4)) << 32,
+                word(8),
+                word(12),
+            );
+            if flags & !known_flags != 0 {
+                return Outcome::Done(VIRTIO_BLK_S_UNSUPP, 0);
+            }
+            let bytes = u64::from(sectors) * SECTOR;
+            let Some(offset) = byte_offset(sector, bytes).filter(|_| sectors <= limit) else {
+                return Outcome::Done(VIRTIO_BLK_S_IOERR, 0);
+            };
+            let result = if zeroes {
+                self.disk
+                    .write_zeroes(offset, bytes, flags & ZEROES_UNMAP != 0)
+            } else {
+                self.disk.discard(offset, bytes)
+            };
+            match self.finish(if zeroes { "zero" } else { "discard" }, result, 0) {
+                Outcome::Done(VIRTIO_BLK_S_OK, _) => {}
+                other => return other,
+            }
+        }
+        if self.writethrough && zeroes {
+            return self.finish("flush", self.disk.flush(), 0);
+        }
+        Outcome::Done(VIRTIO_BLK_S_OK, 0)
+    }
+
+    fn finish(&self, act: &str, result: Result<(), DiskError>, written: u32) -> Outcome {
+        match result {
+            Ok(()) => Outcome::Done(VIRTIO_BLK_S_OK, written),
+            Err(DiskError::Shut(_)) => Outcome::Later,
+            Err(DiskError::Io(error)) => {
+                let path = self.disk.path().display();
+                if error.kind() == io::ErrorKind::InvalidInput {
+                    // The guest asked for the impossible; it may do so as often as it likes.
+                    debug!(%path, %error, "refused a request");
+                } else {
+                    warn!("cannot {act} disk {path}: {error}; the guest sees an I/O error");
+                }
+                Outcome::Done(VIRTIO_BLK_S_IOERR, 0)
+            }
+        }
+    }
+}
+
+/// Byte offset of `sector` when `bytes` are whole sectors and the sum fits.
+fn byte_offset(sector: u64, bytes: u64) -> Option<u64> {
+    let offset = sector.checked_mul(SECTOR)?;
+    offset.checked_add(bytes)?;
+    bytes.is_multiple_of(SECTOR).then_some(offset)
+}

@@ -22,7 +22,7 @@
 
 mod bound;
 mod certificates;
-mod ledger;
+pub(crate) mod ledger;
 mod packing;
 
 use alloc::collections::BTreeSet;
@@ -77,7 +77,7 @@ pub struct Reserve {
 /// The admission control of a cluster, kept warm between requests.
 pub struct Admission {
     policy: AdmissionPolicy,
-    ledger: Ledger,
+    pub(crate) ledger: Ledger,
     certificates: Certificates,
 }
 

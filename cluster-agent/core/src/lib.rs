@@ -5,6 +5,7 @@
 extern crate alloc;
 
 pub mod admission;
+pub mod balance;
 pub mod brain;
 pub mod event;
 pub mod failover;
@@ -17,4 +18,5 @@ pub mod model;
 pub mod owners;
 pub mod placement;
 pub mod rules;
+pub mod score;
 pub mod settings;

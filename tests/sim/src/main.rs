@@ -18,10 +18,13 @@ struct Cli {
 enum Model {
     /// Leases on shared storage: never two holders.
     Lease(sim::lease::Args),
+    /// Balancing beside Ganeti's hbal: quality and time, as a table.
+    DrsBench(sim::drs_bench::Args),
 }
 
 fn main() -> ExitCode {
     match Cli::parse().model {
         Model::Lease(args) => sim::lease::main(&args),
+        Model::DrsBench(args) => sim::drs_bench::main(&args),
     }
 }

@@ -8,11 +8,11 @@ use alloc::vec::Vec;
 use crate::model::{Affinity, Cluster, Guest, GuestId, HostId, Resources, Rule};
 
 /// Index of a host.
-pub(super) type H = u32;
+pub(crate) type H = u32;
 /// Index of a guest.
-pub(super) type G = u32;
+pub(crate) type G = u32;
 
-pub(super) struct DenseHost {
+pub(crate) struct DenseHost {
     pub capacity: Resources,
     pub used: Resources,
     /// What of it has to find room elsewhere when this host fails.
@@ -34,7 +34,7 @@ impl DenseHost {
     }
 }
 
-pub(super) struct DenseGuest {
+pub(crate) struct DenseGuest {
     pub size: Resources,
     pub host: Option<H>,
     pub protected: bool,
@@ -45,7 +45,7 @@ pub(super) struct DenseGuest {
 
 /// The hard rules on a guest.
 #[derive(Clone, Default)]
-pub(super) struct Bonds {
+pub(crate) struct Bonds {
     /// Indices of keep-apart rules.
     pub aparts: Vec<u32>,
     /// Indices of keep-together rules.
@@ -55,7 +55,7 @@ pub(super) struct Bonds {
 }
 
 /// The cluster in dense form.
-pub(super) struct Ledger {
+pub(crate) struct Ledger {
     pub host_names: Vec<HostId>,
     pub hosts: Vec<DenseHost>,
     pub guest_names: Vec<GuestId>,

@@ -1,0 +1,160 @@
+//! Puts a step into data and words that a person can check.
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use super::cost::duration_ms;
+use super::measure::Objective;
+use super::plan::{LoadChange, Move, Recommendation, Why};
+use super::planner::Step;
+use crate::admission::ledger::{H, Ledger};
+use crate::model::{Cluster, Guest, HostId, Resources};
+use crate::placement::{Use, load_permille};
+use crate::rules::RuleBook;
+
+/// Explains steps one after the other, keeping up with the loads.
+pub(crate) struct Explainer<'a, O> {
+    guests: Vec<&'a Guest>,
+    hosts: Vec<&'a HostId>,
+    demand: Vec<Resources>,
+    rules: RuleBook<'a>,
+    books: &'a Ledger,
+    objective: &'a O,
+}
+
+impl<'a, O: Objective> Explainer<'a, O> {
+    /// Starts from the cluster as it is.
+    pub fn new(cluster: &'a Cluster, books: &'a Ledger, objective: &'a O) -> Self {
+        let hosts: Vec<&HostId> = cluster.hosts.keys().collect();
+        let index: BTreeMap<&HostId, usize> = hosts.iter().copied().zip(0..).collect();
+        let mut demand = alloc::vec![Resources::default(); hosts.len()];
+        for guest in cluster.guests.values() {
+            if let Some(at) = guest.host.as_ref().and_then(|host| index.get(host)) {
+                demand[*at] = demand[*at].plus(guest.demand);
+            }
+        }
+        Self {
+            guests: cluster.guests.values().collect(),
+            hosts,
+            demand,
+            rules: RuleBook::new(&cluster.rules),
+            books,
+            objective,
+        }
+    }
+
+    /// Explains the next step.
+    pub fn explain(&mut self, step: &Step) -> Recommendation {
+        let mut touched: Vec<H> = Vec::new();
+        for (_, from, to) in &step.moves {
+            for host in [*from, *to] {
+                if !touched.contains(&host) {
+                    touched.push(host);
+                }
+            }
+        }
+        let before: Vec<u64> = touched.iter().map(|host| self.load(*host)).collect();
+        for (guest, from, to) in &step.moves {
+            let demand = self.guests[*guest as usize].demand;
+            self.demand[*from as usize] = self.demand[*from as usize].minus(demand);
+            self.demand[*to as usize] = self.demand[*to as usize].plus(demand);
+        }
+        let loads: Vec<LoadChange> = touched
+            .iter()
+            .zip(before)
+            .map(|(host, before_permille)| LoadChange {
+                host: self.hosts[*host as usize].clone(),
+                before_permille,
+                after_permille: self.load(*host),
+            })
+            .collect();
+        let specs = || step.moves.iter().map(|(g, ..)| self.guests[*g as usize]);
+        let migration_ms = specs().map(duration_ms).sum();
+        let memory_mib = specs().map(|guest| guest.configured.memory_mib).sum();
+        let moves = self.moves(step);
+        let obeys = self.obeys(&moves);
+        let words = self.words(step, &moves, &loads, &obeys, migration_ms);
+        Recommendation {
+            moves,
+            why: step.why.clone(),
+            gain: self.objective.shown(step.gain),
+            cost: self.objective.shown_cost(step.burden),
+            migration_ms,
+            memory_mib,
+            loads,
+            obeys,
+            words,
+        }
+    }
+
+    fn load(&self, host: H) -> u64 {
+        let used = Use {
+            reserved: Resources::default(),
+            wanted: self.demand[host as usize],
+        };
+        load_permille(used, self.books.hosts[host as usize].capacity)
+    }
+
+    fn moves(&self, step: &Step) -> Vec<Move> {
+        step.moves
+            .iter()
+            .map(|(guest, from, to)| Move {
+                guest: self.books.guest_names[*guest as usize].clone(),
+                from: self.hosts[*from as usize].clone(),
+                to: self.hosts[*to as usize].clone(),
+            })
+            .collect()
+    }
+
+    fn obeys(&self, moves: &[Move]) -> Vec<String> {
+        let mut rules: Vec<String> = moves
+            .iter()
+            .flat_map(|one| self.rules.of(&one.guest))
+            .map(|(name, _)| (*name).to_string())
+            .collect();
+        rules.sort();
+        rules.dedup();
+        rules
+    }
+
+    fn words(
+        &self,
+        step: &Step,
+        moves: &[Move],
+        loads: &[LoadChange],
+        obeys: &[String],
+        migration_ms: u64,
+    ) -> String {
+        let what = moves
+            .iter()
+            .map(|one| format!("{} from {} to {}", one.guest, one.from, one.to))
+            .collect::<Vec<_>>()
+            .join(" and ");
+        let why = match &step.why {
+            Why::Balance => "evens the load".to_string(),
+            Why::Swap => "evens the load where no single move can".to_string(),
+            Why::Rule { rule } => format!("mends rule {rule}"),
+            Why::Wish => "grants a wish".to_string(),
+            Why::Maintenance { host } => format!("empties {host} for maintenance"),
+        };
+        let loads = loads
+            .iter()
+            .map(|load| {
+                let percent = |permille: u64| format!("{}.{}", permille / 10, permille % 10);
+                let (before, after) = (percent(load.before_permille), percent(load.after_permille));
+                format!("{} goes from {before} % to {after} %", load.host)
+            })
+            .collect::<Vec<_>>()
+            .join(", ");
+        let gain = self.objective.words(step.gain, step.burden);
+        let (seconds, tenth) = (migration_ms / 1000, migration_ms % 1000 / 100);
+        let rules = match obeys {
+            [] => "no rule speaks of it".to_string(),
+            [one] => format!("obeys rule {one}"),
+            many => format!("obeys rules {}", many.join(", ")),
+        };
+        format!("{what}: {why}; {loads}; {gain}; about {seconds}.{tenth} s of migration; {rules}")
+    }
+}

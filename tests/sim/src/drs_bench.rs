@@ -1,0 +1,153 @@
+//! The balancing benchmark: ours beside Ganeti's, one table.
+
+use std::io;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use cluster_core::balance::{Balance, Measure, plan};
+use cluster_core::model::Cluster;
+use cluster_core::settings::{AdmissionPolicy, Enforcement};
+
+use crate::hbal::{self, Outcome};
+use crate::skewed::{self, SIZES, Size};
+
+/// What to run.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Seed of the clusters.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Seconds after which hbal is stopped.
+    #[arg(long, default_value_t = 60)]
+    hbal_seconds: u64,
+    /// Skip hbal from so many hosts on (it takes minutes there).
+    #[arg(long, default_value_t = 1000)]
+    hbal_below_hosts: u64,
+}
+
+/// Ours, by the measure of hbal and under its conditions.
+pub fn ours(cluster: &Cluster, settings: &Balance) -> Outcome {
+    let began = Instant::now();
+    let plan = plan(cluster, settings);
+    let took = began.elapsed();
+    Outcome {
+        score_ppm: plan.after.spread_ppm,
+        moves: plan.moves().count(),
+        gib: plan.memory_mib() / 1024,
+        took,
+    }
+}
+
+/// hbal's measure, no admission control.
+pub fn like_hbal() -> Balance {
+    Balance {
+        measure: Measure::Spread,
+        enforcement: Enforcement::Warn,
+        max_steps: 100_000,
+        ..Balance::default()
+    }
+}
+
+/// Prints the tables.
+pub fn main(args: &Args) -> ExitCode {
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("drs-bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> io::Result<()> {
+    let scratch = std::env::temp_dir().join(format!("godwit-hbal-{}", std::process::id()));
+    std::fs::create_dir_all(&scratch)?;
+    println!(
+        "Spread (Ganeti's measure), lower is better; both in this run, seed {}",
+        args.seed
+    );
+    println!(
+        "{:>6} {:>7} {:>9} | {:>9} {:>6} {:>7} {:>11} | {:>9} {:>6} {:>7} {:>11}",
+        "hosts", "guests", "before", "ours", "moves", "GiB", "ms", "hbal", "moves", "GiB", "ms"
+    );
+    for size in SIZES {
+        let cluster = skewed::cluster(args.seed, size);
+        let before = plan(
+            &cluster,
+            &Balance {
+                max_steps: 0,
+                ..like_hbal()
+            },
+        )
+        .before
+        .spread_ppm;
+        let ours = ours(&cluster, &like_hbal());
+        let patience = Duration::from_secs(args.hbal_seconds);
+        let theirs = if size.hosts < args.hbal_below_hosts {
+            hbal::run(&cluster, &scratch, patience)?.map_or_else(
+                || format!("not done after {} s", args.hbal_seconds),
+                |theirs| columns(&theirs),
+            )
+        } else {
+            "not run: no step in 165 s".to_owned()
+        };
+        println!(
+            "{:>6} {:>7} {:>9} | {} | {theirs}",
+            size.hosts,
+            size.guests,
+            decimal(before),
+            columns(&ours)
+        );
+    }
+    std::fs::remove_dir_all(&scratch)?;
+    own_measure(args.seed);
+    Ok(())
+}
+
+/// Our own measure with rules and admission control.
+fn own_measure(seed: u64) {
+    println!("\nWaiting (our measure), with rules and admission control for one host failure");
+    println!(
+        "{:>6} {:>7} {:>6} | {:>13} {:>13} {:>6} {:>7} {:>9}",
+        "hosts", "guests", "rules", "before cores", "after cores", "moves", "GiB", "ms"
+    );
+    for size in SIZES {
+        let size = Size {
+            rules: size.guests / 20,
+            ..size
+        };
+        let cluster = skewed::cluster(seed, size);
+        let settings = Balance {
+            admission: AdmissionPolicy::TolerateHostFailures(1),
+            ..Balance::default()
+        };
+        let began = Instant::now();
+        let plan = plan(&cluster, &settings);
+        let took = began.elapsed();
+        println!(
+            "{:>6} {:>7} {:>6} | {:>13} {:>13} {:>6} {:>7} {:>9.2}",
+            size.hosts,
+            cluster.guests.len(),
+            cluster.rules.len(),
+            plan.before.waiting_mcpu / 1000,
+            plan.after.waiting_mcpu / 1000,
+            plan.moves().count(),
+            plan.memory_mib() / 1024,
+            took.as_secs_f64() * 1e3
+        );
+    }
+}
+
+fn columns(outcome: &Outcome) -> String {
+    format!(
+        "{:>9} {:>6} {:>7} {:>11.2}",
+        decimal(outcome.score_ppm),
+        outcome.moves,
+        outcome.gib,
+        outcome.took.as_secs_f64() * 1e3
+    )
+}
+
+fn decimal(ppm: u64) -> String {
+    format!("{}.{:06}", ppm / 1_000_000, ppm % 1_000_000)
+}

@@ -40,7 +40,10 @@ fn price(whole: Resources) -> u64 {
 /// What waits on one host.
 fn waits(load: Resources, capacity: Resources, price: u64) -> i64 {
     let memory = u128::from(waiting(load.memory_mib, capacity.memory_mib)) * u128::from(price);
-    (waiting(load.mcpu, capacity.mcpu) as i64).saturating_add((memory >> PRICE_BITS) as i64)
+    let memory = i64::try_from(memory >> PRICE_BITS).unwrap_or(i64::MAX);
+    waiting(load.mcpu, capacity.mcpu)
+        .cast_signed()
+        .saturating_add(memory)
 }
 
 /// The measure of hosts with these loads and capacities, in thousandths of a core.
@@ -68,7 +71,7 @@ impl Contention {
         let mut new = Self {
             bar: settings.bar(),
             price: price(whole),
-            wish: (mean_mcpu * WISH_PERMILLE / 1000) as i64 * (1 << FRACTION_BITS),
+            wish: (mean_mcpu * WISH_PERMILLE / 1000).cast_signed() * (1 << FRACTION_BITS),
             costs: Vec::new(),
             total: 0,
         };
@@ -109,7 +112,7 @@ impl Objective for Contention {
 
     fn pressure(&self, field: &Field, host: H) -> [i64; 3] {
         let (load, capacity) = (field.load[host as usize], field.capacity(host));
-        let part = |used: u64, of: u64| (used.saturating_mul(1 << 20) / of.max(1)) as i64;
+        let part = |used: u64, of: u64| (used.saturating_mul(1 << 20) / of.max(1)).cast_signed();
         let cpu = part(load.mcpu, capacity.mcpu);
         let memory = part(load.memory_mib, capacity.memory_mib);
         [cpu, memory, cpu * 2 + memory]
@@ -128,7 +131,7 @@ impl Objective for Contention {
     }
 
     fn merit(&self, gain: i64, burden: u64) -> i64 {
-        gain.saturating_sub(burden.saturating_mul(self.bar.times_cost) as i64)
+        gain.saturating_sub(burden.saturating_mul(self.bar.times_cost).cast_signed())
     }
 
     fn calm(&self, field: &Field, host: H) -> bool {
@@ -152,7 +155,7 @@ impl Objective for Contention {
     }
 
     fn shown_cost(&self, burden: u64) -> i64 {
-        (burden >> FRACTION_BITS) as i64
+        (burden >> FRACTION_BITS).cast_signed()
     }
 
     fn words(&self, gain: i64, burden: u64) -> String {
@@ -164,7 +167,7 @@ impl Objective for Contention {
         format!(
             "{} cores {less} waiting, for a cost of {}",
             cores(gain),
-            cores(burden as i64)
+            cores(burden.cast_signed())
         )
     }
 }

@@ -195,7 +195,8 @@ impl Field {
         let soft = &self.unit(unit).soft;
         soft.iter()
             .filter(|rule| !self.soft[**rule as usize][host as usize])
-            .count() as i64
+            .count()
+            .cast_signed() as i64
     }
 
     /// Do hard rules let the unit run on this host, wherever it is now?

@@ -57,7 +57,7 @@ pub(crate) fn score_ppm(hosts: &[(Resources, Resources)]) -> u64 {
         }
         roots += root(n * squares - sum * sum);
     }
-    (i128::from(roots) * 1_000_000 / n >> (SHARE_BITS + ROOT_BITS)) as u64
+    ((i128::from(roots) * 1_000_000 / n) >> (SHARE_BITS + ROOT_BITS)) as u64
 }
 
 fn reciprocals(capacity: Resources) -> [u64; 2] {
@@ -68,7 +68,7 @@ fn reciprocals(capacity: Resources) -> [u64; 2] {
 /// Load over capacity, in fixed point; at most a few thousand times the capacity.
 fn share(load: Resources, reciprocal: [u64; 2]) -> [i64; 2] {
     let of = |amount: u64, reciprocal: u64| {
-        (amount.saturating_mul(reciprocal) >> (RECIPROCAL_BITS - SHARE_BITS)) as i64
+        (amount.saturating_mul(reciprocal) >> (RECIPROCAL_BITS - SHARE_BITS)).cast_signed()
     };
     [
         of(load.mcpu, reciprocal[0]),
@@ -84,9 +84,13 @@ impl Spread {
     pub fn new(field: &Field, settings: &Balance) -> Self {
         let hosts = field.hosts().count();
         let counts: Vec<bool> = field.hosts().map(|host| field.serves(host)).collect();
-        let n = counts.iter().filter(|counts| **counts).count() as i64;
+        let n = counts
+            .iter()
+            .filter(|counts| **counts)
+            .count()
+            .cast_signed() as i64;
         let scaled = |ppm: u64| {
-            let of_n = i128::from(ppm) * i128::from(n) << (SHARE_BITS + ROOT_BITS);
+            let of_n = (i128::from(ppm) * i128::from(n)) << (SHARE_BITS + ROOT_BITS);
             (of_n / 1_000_000) as i64
         };
         let mut new = Self {

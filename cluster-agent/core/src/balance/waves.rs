@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 
 use super::planner::Step;
 use super::settings::Balance;
-use crate::admission::ledger::{G, H, Ledger};
+use crate::admission::ledger::{DenseHost, G, H, Ledger};
 use crate::model::Resources;
 
 /// The wave that is being filled.
@@ -77,7 +77,7 @@ fn is_tied(step: &Step, books: &Ledger) -> bool {
 /// Groups the steps; `books` are as after all of them.
 pub(crate) fn waves(steps: &[Step], books: &Ledger, limits: &Balance) -> Vec<Vec<usize>> {
     let hosts = books.hosts.len();
-    let mut free: Vec<Resources> = books.hosts.iter().map(|host| host.free()).collect();
+    let mut free: Vec<Resources> = books.hosts.iter().map(DenseHost::free).collect();
     for (guest, from, to) in steps.iter().rev().flat_map(|step| &step.moves) {
         let size = books.guests[*guest as usize].size;
         free[*to as usize] = free[*to as usize].plus(size);

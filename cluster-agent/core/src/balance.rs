@@ -22,6 +22,8 @@ mod planner;
 mod search;
 mod settings;
 pub(crate) mod spread;
+#[cfg(test)]
+mod tests;
 mod waves;
 
 use alloc::collections::BTreeSet;

@@ -88,12 +88,12 @@ impl Contention {
     }
 }
 
-fn load(field: &Field, host: H) -> u64 {
+fn permille(load: Resources, capacity: Resources) -> u64 {
     let used = Use {
         reserved: Resources::default(),
-        wanted: field.load[host as usize],
+        wanted: load,
     };
-    load_permille(used, field.capacity(host))
+    load_permille(used, capacity)
 }
 
 impl Objective for Contention {
@@ -123,11 +123,14 @@ impl Objective for Contention {
     }
 
     fn worth(&self, field: &Field, shift: &Shift, gain: i64, burden: u64) -> bool {
-        let (high, low) = (load(field, shift.from), load(field, shift.to));
+        let (from, to) = (shift.from as usize, shift.to as usize);
+        let capacity = field.capacity(shift.from);
+        let without = permille(shift.after(field).0, capacity);
+        let target = permille(field.load[to], field.capacity(shift.to));
         gain > 0
-            && gain as u64 >= burden.saturating_mul(self.bar.times_cost)
-            && high >= low + self.bar.gap_permille
-            && high >= self.bar.calm_permille
+            && gain.cast_unsigned() >= burden.saturating_mul(self.bar.times_cost)
+            && without >= target + self.bar.gap_permille
+            && permille(field.load[from], capacity) >= self.bar.calm_permille
     }
 
     fn merit(&self, gain: i64, burden: u64) -> i64 {
@@ -135,7 +138,8 @@ impl Objective for Contention {
     }
 
     fn calm(&self, field: &Field, host: H) -> bool {
-        load(field, host) < self.bar.calm_permille.max(self.bar.gap_permille)
+        let load = permille(field.load[host as usize], field.capacity(host));
+        load < self.bar.calm_permille.max(self.bar.gap_permille)
     }
 
     fn settle(&mut self, field: &Field, touched: [H; 2]) {

@@ -203,9 +203,14 @@ impl Field {
     pub fn allows(&self, unit: U, host: H) -> bool {
         let books = self.books();
         let unit = self.unit(unit);
-        let apart_count = |rule: &u32, host: H| {
-            let there = books.apart_on[*rule as usize].get(&host).copied();
-            let own = u32::from(unit.host == host);
+        // A host's own units are asked about too; they are not in their own way.
+        let others = |rule: u32| {
+            let there = books.apart_on[rule as usize].get(&host).copied();
+            let own = if unit.host == host {
+                self.apart_members(unit, rule)
+            } else {
+                0
+            };
             there.unwrap_or(0).saturating_sub(own)
         };
         !unit.bound
@@ -215,8 +220,18 @@ impl Field {
                 };
                 let allowed = bonds.allowed.as_ref();
                 allowed.is_none_or(|allowed| allowed[host as usize])
-                    && bonds.aparts.iter().all(|rule| apart_count(rule, host) == 0)
+                    && bonds.aparts.iter().all(|rule| others(*rule) == 0)
             })
+    }
+
+    /// How many members of a unit a keep-apart rule speaks of.
+    pub fn apart_members(&self, unit: &Unit, rule: u32) -> u32 {
+        let books = self.books();
+        let bound = unit.members.iter().filter(|member| {
+            let bonds = books.guests[**member as usize].bonds.as_ref();
+            bonds.is_some_and(|bonds| bonds.aparts.contains(&rule))
+        });
+        bound.count() as u32
     }
 
     /// Does the host receive, has it room (beside `leaving` being gone), do rules allow it?

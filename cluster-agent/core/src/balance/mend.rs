@@ -154,14 +154,8 @@ impl<O: Objective> Planner<'_, O> {
         false
     }
 
-    /// Mends broken hard rules, each with as few moves as possible.
-    pub(crate) fn mend_rules(&mut self) {
-        self.bring_together();
-        self.leave_forbidden_hosts();
-        self.keep_apart();
-    }
-
-    fn bring_together(&mut self) {
+    /// Gathers the guests of torn keep-together rules, with as few moves as possible.
+    pub(crate) fn bring_together(&mut self) {
         loop {
             let split = (0..self.field.units.len() as U)
                 .find(|unit| self.field.unit(*unit).split && !self.given_up.contains(unit));
@@ -220,7 +214,11 @@ impl<O: Objective> Planner<'_, O> {
             let all = homes
                 .iter()
                 .filter(|(_, home)| *home != host)
-                .all(|(part, _)| self.shift(*part, host, why.clone()));
+                .all(|(part, _)| {
+                    // Asked again: one of them may have just come there.
+                    self.field.takes(*part, host, Resources::default())
+                        && self.shift(*part, host, why.clone())
+                });
             if all {
                 return true;
             }
@@ -231,7 +229,8 @@ impl<O: Objective> Planner<'_, O> {
         false
     }
 
-    fn leave_forbidden_hosts(&mut self) {
+    /// Moves guests off hosts that guest-host rules forbid them.
+    pub(crate) fn leave_forbidden_hosts(&mut self) {
         for unit in 0..self.field.units.len() as U {
             let at = self.field.unit(unit);
             let forbidden = at.bound
@@ -264,7 +263,8 @@ impl<O: Objective> Planner<'_, O> {
         false
     }
 
-    fn keep_apart(&mut self) {
+    /// Moves guests of keep-apart rules off the hosts they share.
+    pub(crate) fn keep_apart(&mut self) {
         for rule in 0..self.field.books().apart_on.len() as u32 {
             let crowded: BTreeMap<H, u32> = self.field.books().apart_on[rule as usize]
                 .iter()
@@ -286,8 +286,18 @@ impl<O: Objective> Planner<'_, O> {
         let members: Vec<U> = self.field.on[host as usize]
             .iter()
             .copied()
-            .filter(|unit| self.field.unit(*unit).bound && self.is_apart(*unit, rule))
+            .filter(|unit| self.field.apart_members(self.field.unit(*unit), rule) > 0)
             .collect();
+        if members.len() < 2 {
+            let what = format!(
+                "{} share {}",
+                self.all_names(&members),
+                self.host_name(host)
+            );
+            let because = "another rule keeps them together".into();
+            self.unresolved.push(Unresolved { what, because });
+            return false;
+        }
         let mut ways: Vec<(i64, U)> = members
             .iter()
             .filter(|unit| self.field.unit(**unit).movable && !self.field.unit(**unit).split)
@@ -322,15 +332,6 @@ impl<O: Objective> Planner<'_, O> {
             because: "none of them may be moved to another host that has room and that its rules and admission control allow".into(),
         });
         false
-    }
-
-    fn is_apart(&self, unit: U, rule: u32) -> bool {
-        self.field.unit(unit).members.iter().any(|member| {
-            self.field.books().guests[*member as usize]
-                .bonds
-                .as_ref()
-                .is_some_and(|bonds| bonds.aparts.contains(&rule))
-        })
     }
 
     /// Grants wishes where that gains more than it costs.

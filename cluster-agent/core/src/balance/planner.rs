@@ -40,8 +40,10 @@ impl<O: Objective> Planner<'_, O> {
             let before = self.steps.len();
             self.unresolved.clear();
             self.given_up.clear();
+            self.bring_together();
             self.empty_hosts();
-            self.mend_rules();
+            self.leave_forbidden_hosts();
+            self.keep_apart();
             self.grant_wishes();
             self.even_out();
             if self.steps.len() == before || self.full() {

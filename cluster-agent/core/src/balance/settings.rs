@@ -60,7 +60,8 @@ impl Default for Balance {
 pub struct Bar {
     /// A step must gain this many times what it costs.
     pub times_cost: u64,
-    /// The host it relieves must be this much more loaded than the other, in thousandths.
+    /// The host it relieves must, even without the guest, be this much more loaded than the
+    /// other, in thousandths: what one guest's coming or going makes is no reason to move.
     pub gap_permille: u64,
     /// Below this load a host needs no relief, in thousandths.
     pub calm_permille: u64,
@@ -70,11 +71,11 @@ impl Balance {
     /// What the threshold means; one outside 1..=5 counts as the nearest.
     pub fn bar(&self) -> Bar {
         let (times_cost, gap_permille, calm_permille) = match self.threshold {
-            0 | 1 => (32, 300, 700),
-            2 => (8, 200, 550),
-            3 => (4, 120, 400),
-            4 => (2, 70, 250),
-            _ => (1, 30, 0),
+            0 | 1 => (32, 200, 700),
+            2 => (8, 120, 550),
+            3 => (4, 80, 400),
+            4 => (2, 40, 250),
+            _ => (1, 10, 0),
         };
         Bar {
             times_cost,

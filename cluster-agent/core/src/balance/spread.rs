@@ -133,7 +133,8 @@ impl Spread {
         for dimension in 0..2 {
             let sum = i128::from(self.sum[dimension]);
             self.root[dimension] = root(i128::from(self.n) * self.squares[dimension] - sum * sum);
-            let steep = i128::from(self.root[dimension]).max(i128::from(self.n) << ROOT_BITS);
+            let steep =
+                i128::from(self.root[dimension]).max(i128::from(self.n.max(1)) << ROOT_BITS);
             self.slope[dimension] = (1_i128 << (SLOPE_BITS + 2 * ROOT_BITS)) / (2 * steep);
         }
     }

@@ -1,6 +1,8 @@
 //! The datastore: guest directories, disk images, heartbeats and leases on real files.
 
 pub mod atomic;
+pub mod capability;
+pub mod cli;
 pub mod clock;
 pub mod datastore;
 pub mod document;

@@ -65,7 +65,36 @@ pub enum RecordError {
 
 /// Which boot of a host: the kernel's boot id.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
-pub struct Incarnation(pub [u8; 16]);
+pub struct Incarnation(#[serde(with = "hex")] pub [u8; 16]);
+
+/// Sixteen bytes as people read them, where people do.
+mod hex {
+    use alloc::format;
+    use alloc::string::String;
+
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8; 16], to: S) -> Result<S::Ok, S::Error> {
+        if to.is_human_readable() {
+            to.serialize_str(&format!("{:032x}", u128::from_be_bytes(*bytes)))
+        } else {
+            bytes.serialize(to)
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<[u8; 16], D::Error> {
+        if !from.is_human_readable() {
+            return <[u8; 16]>::deserialize(from);
+        }
+        let text = String::deserialize(from)?;
+        let number = u128::from_str_radix(&text, 16)
+            .ok()
+            .filter(|_| text.len() == 32);
+        let bytes = number.map(u128::to_be_bytes);
+        bytes.ok_or_else(|| D::Error::custom("32 hexadecimal digits are needed"))
+    }
+}
 
 impl fmt::Display for Incarnation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -208,6 +237,7 @@ impl Grant {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseRecord {
     /// The cluster it belongs to.
+    #[serde(with = "hex")]
     pub cluster: [u8; 16],
     /// What is leased: the guest's name, or the leadership.
     pub subject: String,
@@ -221,6 +251,7 @@ pub struct LeaseRecord {
     /// it, so that late writes of earlier holders land nowhere. 0: no such need.
     pub fence: u64,
     /// Tells this record from one that another contender wrote for the same epoch.
+    #[serde(with = "hex")]
     pub nonce: [u8; 16],
     /// Why, for people.
     pub note: String,

@@ -13,7 +13,7 @@ mod error;
 mod file;
 mod header;
 mod info;
-mod lock;
+pub(crate) mod lock;
 mod place;
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,171 @@
+//! The command `godwit-store`.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 something is wrong with the datastore or the
+//! lease was lost.
+
+mod bench;
+mod drill;
+mod show;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+use storage_core::timing::Timing;
+
+use crate::datastore::{ClusterFile, Datastore, LEADER};
+use crate::error::StoreError;
+use crate::lease::LeaseFiles;
+
+/// Something is wrong, though the command did what it was asked.
+const FOUND_WRONG: u8 = 3;
+
+/// Look at a datastore, its guests and its leases.
+#[derive(Debug, Parser)]
+#[command(name = "godwit-store", version)]
+struct Cli {
+    /// The datastore: a directory that all hosts mount.
+    #[arg(
+        short,
+        long,
+        env = "GODWIT_DATASTORE",
+        default_value = ".",
+        global = true
+    )]
+    datastore: PathBuf,
+    /// Answer in JSON.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a datastore of an existing directory.
+    Init {
+        /// What people call the cluster.
+        #[arg(long, default_value = "godwit")]
+        name: String,
+    },
+    /// The cluster, its hosts and what the file system can do.
+    Status {
+        /// How long to watch the heartbeats, in milliseconds.
+        #[arg(long, default_value_t = 1000)]
+        watch_ms: u64,
+    },
+    /// The guests, who holds them, and their disks.
+    Guests,
+    /// Look at a lease, or free it.
+    #[command(subcommand)]
+    Lease(LeaseCommand),
+    /// Everything that is wrong with the datastore. Changes nothing.
+    Check,
+    /// Measure heartbeats, the gate, stopping and taking over, in a directory of its own.
+    Bench(bench::Options),
+    /// Play a host that holds or races for a lease, for tests.
+    #[command(subcommand, hide = true)]
+    Drill(drill::Drill),
+}
+
+#[derive(Debug, Subcommand)]
+enum LeaseCommand {
+    /// The epochs of a guest's lease that are kept, or the leadership's (`leader`).
+    Show {
+        /// The guest, or `leader`.
+        guest: String,
+    },
+    /// Declare the holder gone. Only when it certainly does not run any more: switched off,
+    /// not merely silent.
+    Release {
+        /// The guest, or `leader`.
+        guest: String,
+        /// Yes, it is certain.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// Runs the command.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(&cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("godwit-store: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("cannot write the answer: {0}")]
+    Output(#[from] io::Error),
+    #[error("{0}")]
+    Said(String),
+}
+
+fn run(cli: &Cli) -> Result<ExitCode, CliError> {
+    if let Command::Init { name } = &cli.command {
+        let cluster = ClusterFile::new(name, Timing::default());
+        let store = Datastore::create(&cli.datastore, &cluster)?;
+        return show::answer(cli, store.cluster(), || {
+            format!(
+                "{} is now the datastore of cluster {name}",
+                cli.datastore.display()
+            )
+        });
+    }
+    if let Command::Bench(options) = &cli.command {
+        return bench::run(cli, options);
+    }
+    let store = Datastore::open(&cli.datastore)?;
+    match &cli.command {
+        Command::Status { watch_ms } => show::status(cli, &store, *watch_ms),
+        Command::Guests => show::guests(cli, &store),
+        Command::Lease(LeaseCommand::Show { guest }) => show::lease(cli, &files(&store, guest)?),
+        Command::Lease(LeaseCommand::Release { guest, force }) => {
+            release(cli, &files(&store, guest)?, *force)
+        }
+        Command::Check => show::check(cli, &store),
+        Command::Drill(drill) => drill::run(&store, drill),
+        Command::Init { .. } | Command::Bench(_) => Ok(ExitCode::SUCCESS),
+    }
+}
+
+fn files(store: &Datastore, guest: &str) -> Result<LeaseFiles, StoreError> {
+    if guest == LEADER {
+        Ok(store.leader_lease())
+    } else {
+        Ok(store.guest(guest)?.lease())
+    }
+}
+
+fn release(cli: &Cli, files: &LeaseFiles, force: bool) -> Result<ExitCode, CliError> {
+    let subject = files.subject();
+    let holder = files.last()?.and_then(|last| last.holder);
+    let Some(holder) = holder else {
+        return Err(CliError::Said(format!("nobody holds {subject}")));
+    };
+    if !force {
+        return Err(CliError::Said(format!(
+            "{holder} holds {subject}; if that host is certainly off, say so with --force"
+        )));
+    }
+    let record = files.force_free(&format!("an operator declared {} gone", holder.host))?;
+    show::answer(cli, &record, || {
+        format!("{subject} is free (epoch {})", record.epoch)
+    })
+}
+
+fn print_json(answer: &impl Serialize) -> Result<(), CliError> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, answer).map_err(io::Error::from)?;
+    Ok(writeln!(out)?)
+}

@@ -35,6 +35,15 @@ pub struct Bus {
     ranges: Vec<Range>,
 }
 
+/// All that a processor's exits can reach.
+#[derive(Default)]
+pub struct Buses {
+    /// Ports.
+    pub ports: Bus,
+    /// Memory-mapped registers.
+    pub mmio: Bus,
+}
+
 struct Range {
     base: u64,
     bytes: u64,

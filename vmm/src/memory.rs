@@ -99,12 +99,14 @@ fn map_region(
     bytes: usize,
     hugepages: bool,
 ) -> Result<MmapRegion<AtomicBitmap>, vm_memory::mmap::MmapRegionError> {
-    let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    let flags = if hugepages {
-        anonymous | libc::MAP_HUGETLB
-    } else {
-        anonymous
-    };
+    // Huge pages are reserved now: a pool that runs dry later would kill us.
+    let flags = libc::MAP_PRIVATE
+        | libc::MAP_ANONYMOUS
+        | if hugepages {
+            libc::MAP_HUGETLB
+        } else {
+            libc::MAP_NORESERVE
+        };
     let region = MmapRegion::build(None, bytes, libc::PROT_READ | libc::PROT_WRITE, flags)?;
     if !hugepages {
         // SAFETY: the range is the mapping just made; the advice changes no content. A kernel

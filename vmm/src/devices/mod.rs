@@ -1,4 +1,5 @@
 //! Everything the guest can touch besides memory and processors. One file per device.
 
 pub mod power;
+pub mod serial;
 pub mod virtio;

@@ -6,17 +6,7 @@ use std::sync::mpsc::Sender;
 
 use crate::bus::BusDevice;
 use crate::layout::POWER_PORT;
-
-/// What the guest wants of its power supply.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PowerRequest {
-    /// Off.
-    Off,
-    /// Off and on again.
-    Reset,
-    /// Its kernel has panicked.
-    Panicked,
-}
+use crate::notice::Notice;
 
 /// Sleep type of "soft off", named by `_S5` in the DSDT.
 pub const SLEEP_TYPE_OFF: u8 = 5;
@@ -41,7 +31,7 @@ pub fn reset_port() -> u16 {
 }
 
 /// Sleep control, sleep status and reset.
-pub struct PowerRegisters(pub Sender<PowerRequest>);
+pub struct PowerRegisters(pub Sender<Notice>);
 
 impl BusDevice for PowerRegisters {
     fn read(&mut self, _offset: u64, data: &mut [u8]) {
@@ -51,8 +41,8 @@ impl BusDevice for PowerRegisters {
     fn write(&mut self, offset: u64, data: &[u8]) {
         let off = SLEEP_TYPE_OFF << SLEEP_TYPE_SHIFT | SLEEP_ENABLE;
         let request = match (offset, data) {
-            (0, [value]) if *value == off => PowerRequest::Off,
-            (RESET_OFFSET, [RESET_VALUE]) => PowerRequest::Reset,
+            (0, [value]) if *value == off => Notice::Off,
+            (RESET_OFFSET, [RESET_VALUE]) => Notice::Reset,
             _ => return,
         };
         // Nobody listens only when the machine is ending anyway.
@@ -61,7 +51,7 @@ impl BusDevice for PowerRegisters {
 }
 
 /// The keyboard controller's command port: old software resets the machine through it.
-pub struct KeyboardReset(pub Sender<PowerRequest>);
+pub struct KeyboardReset(pub Sender<Notice>);
 
 /// "Pulse the processor's reset line".
 const KEYBOARD_RESET: u8 = 0xfe;
@@ -74,13 +64,13 @@ impl BusDevice for KeyboardReset {
 
     fn write(&mut self, _offset: u64, data: &[u8]) {
         if data == [KEYBOARD_RESET] {
-            let _ = self.0.send(PowerRequest::Reset);
+            let _ = self.0.send(Notice::Reset);
         }
     }
 }
 
 /// QEMU's pvpanic port (docs/specs/pvpanic.txt).
-pub struct PanicPort(pub Sender<PowerRequest>);
+pub struct PanicPort(pub Sender<Notice>);
 
 const PANICKED: u8 = 1 << 0;
 
@@ -91,7 +81,7 @@ impl BusDevice for PanicPort {
 
     fn write(&mut self, _offset: u64, data: &[u8]) {
         if data.iter().any(|byte| byte & PANICKED != 0) {
-            let _ = self.0.send(PowerRequest::Panicked);
+            let _ = self.0.send(Notice::Panicked);
         }
     }
 }
@@ -102,8 +92,8 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::PowerRequest::{Off, Panicked, Reset};
     use super::*;
+    use crate::notice::Notice::{Off, Panicked, Reset};
 
     #[test]
     fn requests_are_told_apart() {

@@ -1,0 +1,83 @@
+//! The command line: a file for each verb.
+
+mod completions;
+mod options;
+mod run;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use vmm_core::lifecycle::Ending;
+
+use crate::drive::say;
+
+/// Runs one guest on Linux KVM.
+#[derive(Debug, Parser)]
+#[command(name = "vmm", version, about, after_help = EXIT_CODES)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes of `vmm run`:
+  0   the guest was switched off
+  1   something on this side failed; the last line says what
+  2   the command line is wrong
+  10  the guest's kernel panicked
+  11  the guest's processor gave up (triple fault)
+  12  the right to run the guest went to another host
+  13  the guest moved to another host";
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run a guest, from a spec or from flags.
+    Run(Box<run::Arguments>),
+    /// Print completions for a shell.
+    Completions(completions::Arguments),
+}
+
+/// The whole program.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    start_log();
+    let ending = match arguments.verb {
+        Verb::Run(arguments) => run::main(*arguments),
+        Verb::Completions(arguments) => {
+            completions::main(&arguments, &mut Arguments::command());
+            Ok(Ending::PoweredOff)
+        }
+    };
+    match ending {
+        Ok(ending) => ExitCode::from(ending.code()),
+        Err(line) => {
+            say(&line);
+            ExitCode::from(Ending::Failed.code())
+        }
+    }
+}
+
+/// Warnings go to the standard error; `VMM_LOG=debug` shows more.
+fn start_log() {
+    let level = std::env::var("VMM_LOG").ok();
+    let level = level
+        .and_then(|level| level.parse().ok())
+        .unwrap_or(tracing::Level::WARN);
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,221 @@
+//! `vmm run`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc;
+
+use clap::Args;
+use shared_storage::gate::AlwaysOpen;
+use vmm_core::lifecycle::Ending;
+use vmm_core::spec::{DiskSpec, NetSpec, Spec};
+
+use super::options;
+use crate::console::{Console, ConsoleMode};
+use crate::drive::drive;
+use crate::error::one_line;
+use crate::guest::{Guest, Parts};
+use crate::machine::{Backends, DiskAccess};
+
+/// Settings that make a spec by themselves; with a file they would contradict it.
+#[derive(Debug, Args)]
+#[group(id = "flags", multiple = true, conflicts_with = "spec")]
+pub struct SpecFlags {
+    /// Name of the guest, for messages.
+    #[arg(long, default_value = "guest")]
+    name: String,
+    /// Kernel: a bzImage (vmlinuz) or an ELF image (vmlinux).
+    #[arg(long)]
+    kernel: Option<String>,
+    /// Initial RAM file system.
+    #[arg(long)]
+    initramfs: Option<String>,
+    /// Kernel command line.
+    #[arg(long)]
+    cmdline: Option<String>,
+    /// Virtual processors.
+    #[arg(long)]
+    cpus: Option<u32>,
+    /// Memory in MiB; 2G means 2048.
+    #[arg(long, value_parser = memory_mib)]
+    memory: Option<u64>,
+    /// Take memory from the huge pages that the host has reserved.
+    #[arg(long)]
+    hugepages: bool,
+    /// A disk: path=...,format=raw|qcow2,readonly=on|off,direct=on|off
+    #[arg(long = "disk", value_parser = options::disk, value_name = "SETTINGS")]
+    disks: Vec<DiskSpec>,
+    /// A network card: tap=NAME|fd=N,mac=...
+    #[arg(long = "net", value_parser = options::net, value_name = "SETTINGS")]
+    nets: Vec<NetSpec>,
+}
+
+/// Where the guest's console and control are.
+#[derive(Debug, Args)]
+pub struct Doors {
+    /// Where the serial port leads: stdio, socket=PATH, file=PATH or off. On a terminal,
+    /// control and ] ends the guest.
+    #[arg(long, default_value = "stdio")]
+    pub console: ConsoleMode,
+    /// Answer control requests on this Unix socket.
+    #[arg(long, value_name = "PATH")]
+    pub api_socket: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// Spec of the guest (TOML); its paths are relative to it.
+    spec: Option<PathBuf>,
+    #[command(flatten)]
+    flags: SpecFlags,
+    #[command(flatten)]
+    doors: Doors,
+}
+
+fn memory_mib(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is no amount of memory; write MiB as 512, or 2G");
+    let (digits, unit) = match text.strip_suffix(['G', 'g']) {
+        Some(digits) => (digits, 1024),
+        None => (text.strip_suffix(['M', 'm']).unwrap_or(text), 1),
+    };
+    let amount: u64 = digits.parse().map_err(|_| wrong())?;
+    amount.checked_mul(unit).ok_or_else(wrong)
+}
+
+pub fn main(arguments: Arguments) -> Result<Ending, String> {
+    let spec = match &arguments.spec {
+        Some(path) => read_spec(path)?,
+        None => arguments.flags.spec()?,
+    };
+    let (notices, inbox) = mpsc::channel();
+    let console = Console::new(&arguments.doors.console, notices.clone());
+    let console = Arc::new(console.map_err(|error| one_line(&error))?);
+    let access = DiskAccess {
+        gate: Arc::new(AlwaysOpen),
+        root: None,
+        deferred: false,
+    };
+    let kvm = crate::kvm::open().map_err(|error| one_line(&error))?;
+    let backends = Backends::open(&spec, console, &access).map_err(|error| one_line(&error))?;
+    let guest = Guest::boot(Parts {
+        kvm,
+        spec,
+        backends,
+        masks: Vec::new(),
+        notices,
+        epoch: None,
+    });
+    let guest = guest.map_err(|error| one_line(&error))?;
+    guest.start().map_err(|error| one_line(&error))?;
+    Ok(drive(&guest, &inbox))
+}
+
+impl SpecFlags {
+    /// The spec that the flags make.
+    pub fn spec(self) -> Result<Spec, String> {
+        let kernel = self
+            .kernel
+            .ok_or("no guest is named; give a spec file, or at least --kernel")?;
+        let spec = Spec {
+            name: self.name,
+            cpus: self.cpus.unwrap_or(1),
+            memory_mib: self.memory.unwrap_or(512),
+            kernel,
+            initramfs: self.initramfs,
+            cmdline: self.cmdline.unwrap_or_default(),
+            hugepages: self.hugepages,
+            disks: self.disks,
+            nets: self.nets,
+        };
+        spec.validate().map_err(|error| error.to_string())?;
+        Ok(spec)
+    }
+}
+
+/// Read and check a spec file; paths in it become relative to this process.
+pub fn read_spec(path: &Path) -> Result<Spec, String> {
+    let shown = path.display();
+    let text = fs::read_to_string(path)
+        .map_err(|error| format!("cannot read the spec {shown}: {error}"))?;
+    let mut spec: Spec = toml::from_str(&text).map_err(|error| spec_error(path, &text, &error))?;
+    spec.validate()
+        .map_err(|error| format!("the spec {shown} cannot be used: {error}"))?;
+    let dir = path.parent().unwrap_or(Path::new(""));
+    let place = |file: &mut String| *file = dir.join(&*file).to_string_lossy().into_owned();
+    place(&mut spec.kernel);
+    spec.initramfs.as_mut().map(place);
+    for disk in &mut spec.disks {
+        place(&mut disk.path);
+    }
+    Ok(spec)
+}
+
+/// The parser's message with the line, on one line.
+fn spec_error(path: &Path, text: &str, error: &toml::de::Error) -> String {
+    let line = error
+        .span()
+        .map_or(1, |span| text[..span.start].matches('\n').count() + 1);
+    let message = error.message().replace('\n', " ");
+    format!("the spec {}, line {line}: {message}", path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_read() {
+        assert_eq!(memory_mib("512"), Ok(512));
+        assert_eq!(memory_mib("2G"), Ok(2048));
+        assert_eq!(memory_mib("64m"), Ok(64));
+        for text in [
+            "",
+            "G",
+            "-1",
+            "1T",
+            "99999999999999999999",
+            "18446744073709551615G",
+        ] {
+            memory_mib(text).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn a_spec_names_its_files_from_where_it_lies() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("web1.toml");
+        fs::write(
+            &path,
+            "name = 'web1'\nkernel = 'vmlinuz'\n[[disk]]\npath = '/abs/d'\n",
+        )
+        .unwrap();
+        let spec = read_spec(&path).unwrap();
+        assert_eq!(spec.kernel, dir.path().join("vmlinuz").to_str().unwrap());
+        assert_eq!(spec.disks[0].path, "/abs/d");
+    }
+
+    #[test]
+    fn bad_specs_are_named_with_their_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("web1.toml");
+        for (text, part) in [
+            (
+                "name = 'web1'\nkernel = 'k'\ncolour = 'red'\n",
+                "line 3: unknown field `colour`",
+            ),
+            ("name = 'web1'\nkernel = 'k'\ncpus = 'two'\n", "line 3"),
+            ("name = 'web1'\nname = 'web2'\n", "line 2: duplicate key"),
+            ("name = 'web1'\n", "missing field `kernel`"),
+            (
+                "name = 'web1'\nkernel = 'k'\nmemory_mib = 3\n",
+                "cannot be had",
+            ),
+        ] {
+            fs::write(&path, text).unwrap();
+            let error = read_spec(&path).unwrap_err();
+            assert!(error.contains(part) && !error.contains('\n'), "{error}");
+        }
+        let error = read_spec(&dir.path().join("none")).unwrap_err();
+        assert!(error.contains("none: No such file"), "{error}");
+    }
+}

@@ -1,0 +1,68 @@
+//! The driving loop: acts on what the machine reports until the guest ends.
+
+use std::sync::mpsc::Receiver;
+
+use vmm_core::control::Happening;
+use vmm_core::lifecycle::Ending;
+
+use crate::console::restore_terminal;
+use crate::error::one_line;
+use crate::guest::Guest;
+use crate::notice::Notice;
+
+/// Drive the guest to its end. Reasons for the end that need words go to the standard error.
+pub fn drive(guest: &Guest, notices: &Receiver<Notice>) -> Ending {
+    let ending = loop {
+        // All senders are gone only when the guest is.
+        let Ok(notice) = notices.recv() else {
+            break Ending::Failed;
+        };
+        match notice {
+            Notice::Off => break Ending::PoweredOff,
+            Notice::Reset => {
+                // Several processors may have asked for the one reset they get.
+                while let Ok(Notice::Reset) = notices.try_recv() {}
+                if let Err(error) = guest.reboot() {
+                    say(&format!("cannot reboot the guest: {}", one_line(&error)));
+                    break Ending::Failed;
+                }
+            }
+            Notice::Panicked => {
+                guest.events().tell(Happening::Panicked);
+                say("the guest's kernel has panicked; its console has the reason");
+                break Ending::Panicked;
+            }
+            Notice::Crashed => {
+                say("the guest's processor gave up (triple fault)");
+                break Ending::Crashed;
+            }
+            Notice::Failed(why) => {
+                say(&why);
+                break Ending::Failed;
+            }
+            Notice::Moved => break Ending::Moved,
+            Notice::LeaseLost(why) => {
+                say(&why);
+                break Ending::LeaseLost;
+            }
+        }
+    };
+    guest.end();
+    // A guest that moved or lost its lease has no right to its disks; their gate is shut.
+    if !matches!(ending, Ending::Moved | Ending::LeaseLost)
+        && let Err(error) = guest.backends().release_disks()
+    {
+        say(&format!(
+            "cannot finish writing the disks: {}",
+            one_line(&error)
+        ));
+        return Ending::Failed;
+    }
+    ending
+}
+
+/// One line for a person, with the terminal as it was.
+pub fn say(line: &str) {
+    restore_terminal();
+    eprintln!("vmm: {line}");
+}

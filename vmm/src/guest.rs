@@ -1,0 +1,371 @@
+//! The guest: its machine in whatever state, shared by the driving loop, the API, the lease
+//! and a migration.
+//!
+//! ```text
+//!            built ──────► running ◄────────► paused
+//!              │   start      │  hold/unhold     │
+//!              └──arrive──────┼─────────────────►│
+//!                             └───► gone ◄───────┘   end
+//! ```
+//!
+//! Several parties may want the guest to stand still; it runs while none of them does.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kvm_ioctls::Kvm;
+use vmm_core::control::{Happening, Info};
+use vmm_core::lifecycle::State;
+use vmm_core::spec::Spec;
+
+use crate::events::Events;
+use crate::kvm::DirtyLog;
+use crate::machine::{Backends, Built, Inspect, MachineError, MachineState, Paused, Running};
+use crate::memory::{self, GuestMemory};
+use crate::notice::Notice;
+use crate::vcpu::cpuid::LeafMask;
+
+/// Who wants the guest to stand still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    /// An operator, through the API.
+    Operator,
+    /// The lease has run out.
+    Lease,
+    /// A migration switches over.
+    Migration,
+}
+
+/// Why the guest does not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    /// It has ended or moved.
+    #[error("the guest is not here any more")]
+    Gone,
+    /// Only a running guest can do it.
+    #[error("cannot {0}: the guest does not run; resume it first")]
+    NotRunning(&'static str),
+    /// Only a paused guest can do it.
+    #[error("cannot {0}: the guest runs; pause it first")]
+    NotPaused(&'static str),
+    /// Only a machine that has not run can do it.
+    #[error("cannot {0}: the machine has run already")]
+    NotBuilt(&'static str),
+    /// The machine.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The operating system.
+    #[error("cannot {act}: {source}")]
+    Io {
+        /// What was to be done.
+        act: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// What every machine of this guest is made from.
+pub struct Parts {
+    /// KVM.
+    pub kvm: Kvm,
+    /// What the guest is made of.
+    pub spec: Spec,
+    /// Memory, disks, taps, console.
+    pub backends: Backends,
+    /// Processor features it may see.
+    pub masks: Vec<LeafMask>,
+    /// Where the machine reports to.
+    pub notices: Sender<Notice>,
+    /// Epoch of the lease; none without a datastore.
+    pub epoch: Option<u64>,
+}
+
+enum Phase {
+    Built(Built),
+    Running(Running),
+    Paused(Paused),
+    Gone,
+}
+
+struct Inner {
+    phase: Phase,
+    holds: Vec<Hold>,
+}
+
+/// The guest.
+pub struct Guest {
+    parts: Parts,
+    inner: Mutex<Inner>,
+    events: Events,
+    reboots: AtomicU64,
+    migrating: AtomicBool,
+}
+
+impl Guest {
+    /// A guest at the first instruction of its kernel.
+    pub fn boot(parts: Parts) -> Result<Arc<Self>, MachineError> {
+        let built = parts.boot()?;
+        Ok(Self::with(parts, built))
+    }
+
+    /// A guest that a state will be poured into: the target of a migration.
+    pub fn empty(parts: Parts) -> Result<Arc<Self>, MachineError> {
+        let Parts {
+            kvm,
+            spec,
+            backends,
+            masks,
+            notices,
+            ..
+        } = &parts;
+        let built = Built::new(kvm, spec, backends, masks, notices)?;
+        Ok(Self::with(parts, built))
+    }
+
+    fn with(parts: Parts, built: Built) -> Arc<Self> {
+        Arc::new(Self {
+            parts,
+            inner: Mutex::new(Inner {
+                phase: Phase::Built(built),
+                holds: Vec::new(),
+            }),
+            events: Events::default(),
+            reboots: AtomicU64::new(0),
+            migrating: AtomicBool::new(false),
+        })
+    }
+
+    /// What it is made of.
+    pub fn spec(&self) -> &Spec {
+        &self.parts.spec
+    }
+
+    /// Its memory, which stays the same as it reboots.
+    pub fn memory(&self) -> &Arc<GuestMemory> {
+        &self.parts.backends.memory
+    }
+
+    /// Memory, disks, taps, console.
+    pub fn backends(&self) -> &Backends {
+        &self.parts.backends
+    }
+
+    /// Where things that end it are reported.
+    pub fn notices(&self) -> &Sender<Notice> {
+        &self.parts.notices
+    }
+
+    /// What happens to it.
+    pub fn events(&self) -> &Events {
+        &self.events
+    }
+
+    /// How often it was rebooted in place. A migration that sees this change starts again:
+    /// the dirty log belonged to the machine before.
+    pub fn reboots(&self) -> u64 {
+        self.reboots.load(Ordering::Acquire)
+    }
+
+    /// Run for the first time.
+    pub fn start(&self) -> Result<(), GuestError> {
+        let mut inner = self.lock();
+        match std::mem::replace(&mut inner.phase, Phase::Gone) {
+            Phase::Built(built) => {
+                inner.phase = Phase::Running(built.start()?);
+                self.events.tell(Happening::State(State::Running));
+                Ok(())
+            }
+            other => {
+                inner.phase = other;
+                Err(GuestError::NotBuilt("start the guest"))
+            }
+        }
+    }
+
+    /// Pour in the state of a guest whose memory has been copied; it is paused afterwards, on
+    /// behalf of [`Hold::Migration`].
+    pub fn arrive(&self, state: MachineState) -> Result<(), GuestError> {
+        let mut inner = self.lock();
+        match std::mem::replace(&mut inner.phase, Phase::Gone) {
+            Phase::Built(built) => {
+                inner.phase = Phase::Paused(built.restore(state)?);
+                inner.holds.push(Hold::Migration);
+                Ok(())
+            }
+            other => {
+                inner.phase = other;
+                Err(GuestError::NotBuilt("pour a state in"))
+            }
+        }
+    }
+
+    /// Make it stand still on behalf of `who`: when this returns nothing touches its memory
+    /// or disks.
+    pub fn hold(&self, who: Hold) -> Result<(), GuestError> {
+        let mut inner = self.lock();
+        match std::mem::replace(&mut inner.phase, Phase::Gone) {
+            Phase::Running(running) => {
+                inner.phase = Phase::Paused(running.pause());
+                self.events.tell(Happening::State(State::Paused));
+            }
+            Phase::Gone => return Err(GuestError::Gone),
+            other => inner.phase = other,
+        }
+        if !inner.holds.contains(&who) {
+            inner.holds.push(who);
+        }
+        Ok(())
+    }
+
+    /// `who` no longer minds that it runs. It runs once nobody minds; says whether it does.
+    pub fn unhold(&self, who: Hold) -> Result<bool, GuestError> {
+        let mut inner = self.lock();
+        inner.holds.retain(|hold| *hold != who);
+        if !inner.holds.is_empty() {
+            return Ok(false);
+        }
+        match std::mem::replace(&mut inner.phase, Phase::Gone) {
+            Phase::Paused(paused) => match paused.resume() {
+                Ok(running) => {
+                    inner.phase = Phase::Running(running);
+                    self.events.tell(Happening::State(State::Running));
+                    Ok(true)
+                }
+                Err(failed) => {
+                    let (paused, error) = *failed;
+                    inner.phase = Phase::Paused(paused);
+                    inner.holds.push(who);
+                    Err(error.into())
+                }
+            },
+            Phase::Gone => Err(GuestError::Gone),
+            other => {
+                let runs = matches!(other, Phase::Running(_));
+                inner.phase = other;
+                Ok(runs)
+            }
+        }
+    }
+
+    /// Copy everything but memory; it must stand still.
+    pub fn save(&self) -> Result<MachineState, GuestError> {
+        match &self.lock().phase {
+            Phase::Paused(paused) => Ok(paused.save()?),
+            Phase::Gone => Err(GuestError::Gone),
+            Phase::Built(_) | Phase::Running(_) => Err(GuestError::NotPaused("save the guest")),
+        }
+    }
+
+    /// Press the power button; the guest decides what it does.
+    pub fn press_power_button(&self) -> Result<(), GuestError> {
+        let act = "press the power button";
+        match &self.lock().phase {
+            Phase::Running(running) => running
+                .press_power_button()
+                .map_err(|source| GuestError::Io { act, source }),
+            Phase::Gone => Err(GuestError::Gone),
+            _ => Err(GuestError::NotRunning(act)),
+        }
+    }
+
+    /// A fresh machine in place of this one; memory is cleared, disks and taps stay open.
+    pub fn reboot(&self) -> Result<(), GuestError> {
+        let mut inner = self.lock();
+        if matches!(inner.phase, Phase::Gone) {
+            return Err(GuestError::Gone);
+        }
+        // The old machine goes before its memory does.
+        inner.phase = Phase::Gone;
+        memory::clear(self.memory()).map_err(|source| GuestError::Io {
+            act: "clear guest memory",
+            source,
+        })?;
+        let built = self.parts.boot()?;
+        inner.phase = Phase::Running(built.start()?);
+        self.reboots.fetch_add(1, Ordering::AcqRel);
+        self.events.tell(Happening::Rebooted);
+        if !inner.holds.is_empty()
+            && let Phase::Running(running) = std::mem::replace(&mut inner.phase, Phase::Gone)
+        {
+            inner.phase = Phase::Paused(running.pause());
+        }
+        Ok(())
+    }
+
+    /// Switch it off for good.
+    pub fn end(&self) {
+        self.lock().phase = Phase::Gone;
+    }
+
+    /// Let its devices tell the outside world that it has just arrived here.
+    pub fn announce(&self) -> Result<(), GuestError> {
+        Ok(self.inspect(|machine| machine.announce())??)
+    }
+
+    /// A migration begins or ends; only changes what [`Guest::state`] says.
+    pub fn set_migrating(&self, migrating: bool) {
+        self.migrating.store(migrating, Ordering::Release);
+        if let Some(state) = self.state() {
+            self.events.tell(Happening::State(state));
+        }
+    }
+
+    /// What it does now; `None` when it has ended.
+    pub fn state(&self) -> Option<State> {
+        match &self.lock().phase {
+            Phase::Built(_) => Some(State::Built),
+            Phase::Running(_) if self.migrating.load(Ordering::Acquire) => Some(State::Migrating),
+            Phase::Running(_) => Some(State::Running),
+            Phase::Paused(_) => Some(State::Paused),
+            Phase::Gone => None,
+        }
+    }
+
+    /// The dirty log of its present machine; see [`Guest::reboots`].
+    pub fn dirty_log(&self) -> Result<DirtyLog, GuestError> {
+        self.inspect(|machine| machine.vm().dirty_log())
+    }
+
+    /// Look at its machine in whatever state.
+    pub fn inspect<T>(&self, look: impl FnOnce(&dyn Inspect) -> T) -> Result<T, GuestError> {
+        match &self.lock().phase {
+            Phase::Built(machine) => Ok(look(machine)),
+            Phase::Running(machine) => Ok(look(machine)),
+            Phase::Paused(machine) => Ok(look(machine)),
+            Phase::Gone => Err(GuestError::Gone),
+        }
+    }
+
+    /// What an operator wants to know first.
+    pub fn info(&self) -> Result<Info, GuestError> {
+        let spec = self.spec();
+        Ok(Info {
+            name: spec.name.clone(),
+            state: self.state().ok_or(GuestError::Gone)?,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            cpus: spec.cpus,
+            memory_mib: spec.memory_mib,
+            epoch: self.parts.epoch,
+            reboots: self.reboots(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Parts {
+    fn boot(&self) -> Result<Built, MachineError> {
+        Built::boot(
+            &self.kvm,
+            &self.spec,
+            &self.backends,
+            &self.masks,
+            &self.notices,
+        )
+    }
+}

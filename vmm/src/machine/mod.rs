@@ -1,0 +1,212 @@
+//! A machine, and what it may do when.
+//!
+//! ```text
+//!   Built ──start──► Running ◄──resume── Paused
+//!     │                 └─────pause───────►▲
+//!     └──────────────restore───────────────┘
+//! ```
+//!
+//! Each step consumes the state before it. A paused machine touches neither its memory nor
+//! its disks, so it can be saved.
+
+mod backends;
+mod build;
+pub mod state;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::devices::serial::SerialPort;
+use crate::devices::virtio::block::BlockCounters;
+use crate::devices::virtio::net::NetCounters;
+use crate::kvm::VirtualMachine;
+use crate::pci::PciRoot;
+use crate::vcpu::Vcpu;
+pub use backends::{BackendError, Backends, DiskAccess};
+pub use build::MachineError;
+pub use state::MachineState;
+
+/// The parts of a machine, whatever it does. Processors come first: they go first.
+struct Machine {
+    vcpus: Vec<Vcpu>,
+    pci: PciRoot,
+    serial: SerialPort,
+    power_button: EventFd,
+    disks: Vec<Arc<BlockCounters>>,
+    nets: Vec<Arc<NetCounters>>,
+    vm: VirtualMachine,
+}
+
+/// A complete machine that has not run.
+pub struct Built(Machine);
+/// A machine whose processors run.
+pub struct Running(Machine);
+/// A machine that stands still.
+pub struct Paused(Machine);
+
+impl Built {
+    /// Let it go.
+    pub fn start(self) -> Result<Running, MachineError> {
+        self.0.run()?;
+        Ok(Running(self.0))
+    }
+
+    /// Pour in the state of a machine that was built from the same spec. Guest memory comes
+    /// another way.
+    pub fn restore(self, state: MachineState) -> Result<Paused, MachineError> {
+        self.0.restore(state)?;
+        Ok(Paused(self.0))
+    }
+}
+
+impl Running {
+    /// Stop the processors, then finish all device I/O.
+    pub fn pause(self) -> Paused {
+        self.0.park();
+        self.0.pci.pause();
+        Paused(self.0)
+    }
+
+    /// Press the power button.
+    pub fn press_power_button(&self) -> io::Result<()> {
+        self.0.power_button.write(1)
+    }
+}
+
+impl Paused {
+    /// Go on.
+    pub fn resume(self) -> Result<Running, Box<(Self, MachineError)>> {
+        match self.0.run() {
+            Ok(()) => Ok(Running(self.0)),
+            Err(error) => {
+                self.0.pci.pause();
+                Err(Box::new((self, error)))
+            }
+        }
+    }
+
+    /// Copy everything but memory.
+    pub fn save(&self) -> Result<MachineState, MachineError> {
+        self.0.save()
+    }
+}
+
+/// What can be asked of a machine in any state.
+pub trait Inspect {
+    /// The kernel's side: memory, dirty log.
+    fn vm(&self) -> &VirtualMachine;
+    /// Add returns from guest to VMM, by reason.
+    fn add_exits(&self, exits: &mut BTreeMap<String, u64>);
+    /// Thread numbers of the processors.
+    fn thread_ids(&self) -> Vec<i32>;
+    /// What each disk has done.
+    fn disks(&self) -> &[Arc<BlockCounters>];
+    /// What each network card has done.
+    fn nets(&self) -> &[Arc<NetCounters>];
+    /// The guest has just arrived on this host: let devices tell the outside world.
+    fn announce(&self) -> Result<(), MachineError>;
+}
+
+macro_rules! inspect {
+    ($($state:ty),*) => {$(
+        impl Inspect for $state {
+            fn vm(&self) -> &VirtualMachine {
+                &self.0.vm
+            }
+
+            fn add_exits(&self, exits: &mut BTreeMap<String, u64>) {
+                for vcpu in &self.0.vcpus {
+                    vcpu.add_exits(exits);
+                }
+            }
+
+            fn thread_ids(&self) -> Vec<i32> {
+                self.0.vcpus.iter().map(Vcpu::thread_id).collect()
+            }
+
+            fn disks(&self) -> &[Arc<BlockCounters>] {
+                &self.0.disks
+            }
+
+            fn nets(&self) -> &[Arc<NetCounters>] {
+                &self.0.nets
+            }
+
+            fn announce(&self) -> Result<(), MachineError> {
+                Ok(self.0.pci.announce()?)
+            }
+        }
+    )*};
+}
+
+inspect!(Built, Running, Paused);
+
+impl Machine {
+    fn run(&self) -> Result<(), MachineError> {
+        self.pci.resume()?;
+        self.vcpus.iter().for_each(Vcpu::run);
+        Ok(())
+    }
+
+    fn park(&self) {
+        self.vcpus.iter().for_each(Vcpu::ask_to_park);
+        self.vcpus.iter().for_each(Vcpu::wait_parked);
+    }
+
+    fn save(&self) -> Result<MachineState, MachineError> {
+        // All processors at once: each takes most of a millisecond.
+        let replies: Vec<_> = self.each_vcpu(Vcpu::save);
+        let platform = state::save_platform(&self.vm.fd)?;
+        Ok(MachineState {
+            version: state::STATE_VERSION,
+            platform,
+            serial: self.serial.save(),
+            pci: self.pci.save(),
+            vcpus: state::collect(replies)?,
+        })
+    }
+
+    fn restore(&self, state: MachineState) -> Result<(), MachineError> {
+        state.check(self.vcpus.len())?;
+        let mut vcpus = state.vcpus.into_iter();
+        let replies = self.each_vcpu(|vcpu, reply| {
+            if let Some(state) = vcpus.next() {
+                vcpu.restore(state, reply);
+            }
+        });
+        state::collect(replies)?;
+        state::restore_platform(&self.vm.fd, &state.platform)?;
+        self.vm
+            .router
+            .reinstall()
+            .map_err(MachineError::Interrupts)?;
+        self.serial
+            .restore(&state.serial)
+            .map_err(MachineError::Serial)?;
+        Ok(self.pci.restore(&state.pci)?)
+    }
+
+    fn each_vcpu<T>(
+        &self,
+        mut order: impl FnMut(&Vcpu, mpsc::Sender<T>),
+    ) -> Vec<mpsc::Receiver<T>> {
+        let orders = self.vcpus.iter().map(|vcpu| {
+            let (reply, answer) = mpsc::channel();
+            order(vcpu, reply);
+            answer
+        });
+        orders.collect()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // Processors and device threads stop before anything they use goes.
+        self.park();
+        self.pci.pause();
+    }
+}

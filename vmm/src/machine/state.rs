@@ -1,0 +1,143 @@
+//! The state of a whole machine but its memory, as it travels to another process.
+
+use std::sync::mpsc::Receiver;
+
+use kvm_bindings::{
+    KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
+    kvm_clock_data, kvm_irqchip, kvm_pit_state2,
+};
+use kvm_ioctls::VmFd;
+use serde::{Deserialize, Serialize};
+use vmm_sys_util::errno::Error as Errno;
+
+use super::MachineError;
+use crate::devices::serial::SerialState;
+use crate::kvm::KvmError;
+use crate::pci::PciState;
+use crate::vcpu::state::{StateError, VcpuState};
+
+/// Layout of [`MachineState`] as this release writes it.
+pub const STATE_VERSION: u16 = 1;
+
+/// Longest stop that the guest's clock makes good by itself when it goes on; a longer one
+/// means that the two hosts disagree about the time of day.
+const CLOCK_GAP_MAX_NS: u64 = 60_000_000_000;
+
+/// Everything but memory. Encode it with [`crate::codec`].
+#[derive(Debug, Serialize, Deserialize)]
+pub struct MachineState {
+    /// [`STATE_VERSION`] of the writer.
+    pub version: u16,
+    /// Interrupt controllers, timer, clock.
+    pub platform: PlatformState,
+    /// Serial port.
+    pub serial: SerialState,
+    /// The PCI bus and its devices.
+    pub pci: PciState,
+    /// Processors.
+    pub vcpus: Vec<VcpuState>,
+}
+
+/// What KVM emulates besides processors.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PlatformState {
+    /// First PIC, second PIC, IOAPIC.
+    pub irqchips: Vec<kvm_irqchip>,
+    /// Interval timer.
+    pub pit: kvm_pit_state2,
+    /// The guest's clock.
+    pub clock: ClockState,
+}
+
+/// kvmclock at the moment of saving.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockState {
+    /// Nanoseconds that the guest has seen.
+    pub guest_ns: u64,
+    /// The host's time of day then, in nanoseconds; none where KVM does not tell.
+    pub realtime_ns: Option<u64>,
+}
+
+impl MachineState {
+    /// Does it fit a machine with so many processors?
+    pub fn check(&self, cpus: usize) -> Result<(), MachineError> {
+        if self.version != STATE_VERSION {
+            return Err(MachineError::StateVersion(self.version));
+        }
+        if self.vcpus.len() != cpus {
+            return Err(MachineError::StateCpus {
+                here: cpus,
+                saved: self.vcpus.len(),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Wait for one answer of each processor.
+pub fn collect<T>(replies: Vec<Receiver<Result<T, StateError>>>) -> Result<Vec<T>, MachineError> {
+    let answers = replies
+        .into_iter()
+        .map(|reply| reply.recv().unwrap_or(Err(StateError::Gone)));
+    Ok(answers.collect::<Result<_, _>>()?)
+}
+
+fn request(act: &'static str) -> impl Fn(Errno) -> MachineError {
+    move |source| MachineError::Kvm(KvmError::Request { act, source })
+}
+
+/// Copy what KVM emulates besides processors.
+pub fn save_platform(vm: &VmFd) -> Result<PlatformState, MachineError> {
+    let chips = [
+        KVM_IRQCHIP_PIC_MASTER,
+        KVM_IRQCHIP_PIC_SLAVE,
+        KVM_IRQCHIP_IOAPIC,
+    ];
+    let irqchips = chips.map(|chip_id| {
+        let mut chip = kvm_irqchip {
+            chip_id,
+            ..Default::default()
+        };
+        vm.get_irqchip(&mut chip).map(|()| chip)
+    });
+    let irqchips: Result<Vec<_>, _> = irqchips.into_iter().collect();
+    let clock = vm.get_clock().map_err(request("read the guest's clock"))?;
+    Ok(PlatformState {
+        irqchips: irqchips.map_err(request("read the interrupt controllers"))?,
+        pit: vm.get_pit2().map_err(request("read the interval timer"))?,
+        clock: ClockState {
+            guest_ns: clock.clock,
+            realtime_ns: (clock.flags & KVM_CLOCK_REALTIME != 0).then_some(clock.realtime),
+        },
+    })
+}
+
+/// Pour it in; processors come first.
+pub fn restore_platform(vm: &VmFd, state: &PlatformState) -> Result<(), MachineError> {
+    for chip in &state.irqchips {
+        vm.set_irqchip(chip)
+            .map_err(request("set the interrupt controllers"))?;
+    }
+    vm.set_pit2(&state.pit)
+        .map_err(request("set the interval timer"))?;
+    restore_clock(vm, state.clock).map_err(request("set the guest's clock"))
+}
+
+/// The guest's clock goes on as if it had never stopped, so its time of day stays right,
+/// unless the hosts' own clocks make no sense together.
+fn restore_clock(vm: &VmFd, state: ClockState) -> Result<(), Errno> {
+    let here = vm.get_clock()?;
+    let elapsed_ns = match state.realtime_ns {
+        Some(then) if here.flags & KVM_CLOCK_REALTIME != 0 => here.realtime.saturating_sub(then),
+        _ => 0,
+    };
+    let elapsed_ns = if elapsed_ns > CLOCK_GAP_MAX_NS {
+        0
+    } else {
+        elapsed_ns
+    };
+    vm.set_clock(&kvm_clock_data {
+        clock: state.guest_ns.saturating_add(elapsed_ns),
+        ..Default::default()
+    })
+}

@@ -1,0 +1,195 @@
+//! A virtual processor: a thread that runs the guest, and the handle that commands it.
+//!
+//! ```text
+//!              run                      Quit
+//!   parked ─────────► running   parked ──────► gone
+//!      ▲                │
+//!      └── park, fatal ─┘
+//! ```
+//!
+//! A parked processor has no pending I/O: its state can be copied, or poured in.
+
+pub mod cpuid;
+mod kick;
+mod run;
+pub mod state;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::thread::JoinHandleExt;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use kvm_ioctls::VcpuFd;
+
+use crate::bus::Buses;
+use crate::notice::Notice;
+use kick::ImmediateExit;
+use state::{StateError, VcpuState};
+
+/// Stack of a processor's thread; the kernel backs only what is touched.
+const STACK_BYTES: usize = 512 << 10;
+
+/// Why a processor came back from the guest; order of [`EXIT_NAMES`].
+#[derive(Debug, Clone, Copy)]
+enum Exit {
+    PortRead,
+    PortWrite,
+    MmioRead,
+    MmioWrite,
+    Interrupted,
+    Other,
+}
+
+/// What the counters call the reasons.
+const EXIT_NAMES: [&str; 6] = [
+    "port-read",
+    "port-write",
+    "mmio-read",
+    "mmio-write",
+    "interrupted",
+    "other",
+];
+
+/// What a handle and its thread share.
+struct Shared {
+    park: AtomicBool,
+    parked: Mutex<bool>,
+    changed: Condvar,
+    thread_id: AtomicI32,
+    exits: [AtomicU64; EXIT_NAMES.len()],
+}
+
+impl Shared {
+    fn count(&self, exit: Exit) {
+        self.exits[exit as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn set_parked(&self, parked: bool) {
+        *self.parked.lock().unwrap_or_else(PoisonError::into_inner) = parked;
+        self.changed.notify_all();
+    }
+}
+
+/// Orders to a parked processor.
+enum Order {
+    Run,
+    Save(Sender<Result<VcpuState, StateError>>),
+    Restore(Box<VcpuState>, Sender<Result<(), StateError>>),
+    Quit,
+}
+
+/// The handle of a virtual processor. Dropping it ends its thread.
+pub struct Vcpu {
+    shared: Arc<Shared>,
+    immediate_exit: ImmediateExit,
+    orders: Sender<Order>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Vcpu {
+    /// Start the thread of processor `index`, parked. What it meets that concerns the whole
+    /// guest goes to `notices`.
+    pub fn spawn(
+        index: u32,
+        mut fd: VcpuFd,
+        buses: Arc<Buses>,
+        notices: Sender<Notice>,
+    ) -> io::Result<Self> {
+        kick::install_handler()?;
+        let shared = Arc::new(Shared {
+            park: AtomicBool::new(false),
+            parked: Mutex::new(true),
+            changed: Condvar::new(),
+            thread_id: AtomicI32::new(0),
+            exits: Default::default(),
+        });
+        let immediate_exit = ImmediateExit::new(&mut fd);
+        let (orders, inbox) = mpsc::channel();
+        let runner = run::Runner {
+            index,
+            fd,
+            immediate_exit,
+            buses,
+            notices,
+            shared: shared.clone(),
+        };
+        let thread = thread::Builder::new()
+            .name(format!("vcpu{index}"))
+            .stack_size(STACK_BYTES)
+            .spawn(move || runner.serve(&inbox))?;
+        Ok(Self {
+            shared,
+            immediate_exit,
+            orders,
+            thread: Some(thread),
+        })
+    }
+
+    /// Let it run.
+    pub fn run(&self) {
+        self.shared.park.store(false, Ordering::Release);
+        self.shared.set_parked(false);
+        self.order(Order::Run);
+    }
+
+    /// Ask it to park. Ask all, then wait for all.
+    pub fn ask_to_park(&self) {
+        self.shared.park.store(true, Ordering::SeqCst);
+        self.immediate_exit.set();
+        if let Some(thread) = &self.thread {
+            kick::send(thread.as_pthread_t());
+        }
+    }
+
+    /// Wait until it is parked.
+    pub fn wait_parked(&self) {
+        let lock = self.shared.parked.lock();
+        let parked = lock.unwrap_or_else(PoisonError::into_inner);
+        drop(
+            self.shared
+                .changed
+                .wait_while(parked, |parked| !*parked)
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+    }
+
+    /// Begin to copy the state of this parked processor; the answer comes on `reply`.
+    pub fn save(&self, reply: Sender<Result<VcpuState, StateError>>) {
+        self.order(Order::Save(reply));
+    }
+
+    /// Begin to pour a state into this parked processor; the answer comes on `reply`.
+    pub fn restore(&self, state: VcpuState, reply: Sender<Result<(), StateError>>) {
+        self.order(Order::Restore(Box::new(state), reply));
+    }
+
+    /// Add the returns from guest to VMM to `exits`, by reason.
+    pub fn add_exits(&self, exits: &mut BTreeMap<String, u64>) {
+        for (name, count) in EXIT_NAMES.iter().zip(&self.shared.exits) {
+            *exits.entry((*name).to_owned()).or_default() += count.load(Ordering::Relaxed);
+        }
+    }
+
+    /// The thread's number for `/proc/self/task`; 0 before it has started.
+    pub fn thread_id(&self) -> i32 {
+        self.shared.thread_id.load(Ordering::Acquire)
+    }
+
+    fn order(&self, order: Order) {
+        // The thread takes orders until it is told to quit, which only `drop` does.
+        let _ = self.orders.send(order);
+    }
+}
+
+impl Drop for Vcpu {
+    fn drop(&mut self) {
+        self.ask_to_park();
+        self.order(Order::Quit);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

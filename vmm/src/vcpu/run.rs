@@ -1,0 +1,149 @@
+//! The thread of a processor: takes orders while parked, runs the guest until it must park.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, Sender};
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use super::kick::ImmediateExit;
+use super::state;
+use super::{Exit, Order, Shared};
+use crate::bus::Buses;
+use crate::notice::Notice;
+
+/// Returns from the guest that completing one access can take: KVM hands a wide access over
+/// in pieces of 8 bytes, and a string instruction a page at a time.
+const COMPLETIONS_MAX: u32 = 1024;
+
+pub(super) struct Runner {
+    pub index: u32,
+    pub fd: VcpuFd,
+    pub immediate_exit: ImmediateExit,
+    pub buses: Arc<Buses>,
+    pub notices: Sender<Notice>,
+    pub shared: Arc<Shared>,
+}
+
+/// What to do after a return from the guest.
+enum Next {
+    Again,
+    /// `KVM_RUN` was interrupted before it entered the guest, or while in it.
+    Interrupted,
+    /// The guest cannot go on.
+    End(Notice),
+}
+
+impl Runner {
+    pub fn serve(mut self, inbox: &Receiver<Order>) {
+        // SAFETY: no arguments, cannot fail.
+        let thread_id = unsafe { libc::gettid() };
+        self.shared.thread_id.store(thread_id, Ordering::Release);
+        for order in inbox {
+            match order {
+                Order::Run => self.run(),
+                Order::Save(reply) => {
+                    let _ = reply.send(state::save(&self.fd));
+                }
+                Order::Restore(state, reply) => {
+                    let _ = reply.send(state::restore(&self.fd, &state));
+                }
+                Order::Quit => return,
+            }
+        }
+    }
+
+    fn run(&mut self) {
+        self.immediate_exit.clear();
+        // Tells the guest's watchdogs that time passed without them. A guest without kvmclock
+        // has nothing to be told: EINVAL.
+        let _ = self.fd.kvmclock_ctrl();
+        let mut ended = false;
+        // The flag is looked at after the reset above: a request that came before it stays.
+        while !ended && !self.shared.park.load(Ordering::SeqCst) {
+            if let Next::End(notice) = self.enter() {
+                let _ = self.notices.send(notice);
+                ended = true;
+            }
+        }
+        self.complete();
+        self.shared.set_parked(true);
+    }
+
+    /// Finish an access that is half done: KVM completes it at the next `KVM_RUN`.
+    fn complete(&mut self) {
+        self.immediate_exit.set();
+        for _ in 0..COMPLETIONS_MAX {
+            match self.enter() {
+                Next::Again => {}
+                Next::Interrupted => return,
+                Next::End(notice) => {
+                    let _ = self.notices.send(notice);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn enter(&mut self) -> Next {
+        let exit = match self.fd.run() {
+            Ok(exit) => exit,
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+                self.shared.count(Exit::Interrupted);
+                return Next::Interrupted;
+            }
+            Err(error) => {
+                let why = format!("processor {} cannot run: {error}", self.index);
+                return Next::End(Notice::Failed(why));
+            }
+        };
+        let kind = match exit {
+            VcpuExit::IoIn(port, data) => {
+                self.buses.ports.read(u64::from(port), data);
+                Exit::PortRead
+            }
+            VcpuExit::IoOut(port, data) => {
+                self.buses.ports.write(u64::from(port), data);
+                Exit::PortWrite
+            }
+            VcpuExit::MmioRead(address, data) => {
+                self.buses.mmio.read(address, data);
+                Exit::MmioRead
+            }
+            VcpuExit::MmioWrite(address, data) => {
+                self.buses.mmio.write(address, data);
+                Exit::MmioWrite
+            }
+            VcpuExit::Intr => Exit::Interrupted,
+            VcpuExit::Hlt | VcpuExit::IrqWindowOpen | VcpuExit::SetTpr => Exit::Other,
+            VcpuExit::Shutdown | VcpuExit::SystemEvent(..) => {
+                return Next::End(Notice::Crashed);
+            }
+            VcpuExit::InternalError => {
+                return Next::End(Notice::Failed(self.emulation_failed()));
+            }
+            other => {
+                let why = format!(
+                    "processor {} left the guest in a way nobody expects: {other:?}",
+                    self.index
+                );
+                return Next::End(Notice::Failed(why));
+            }
+        };
+        self.shared.count(kind);
+        Next::Again
+    }
+
+    /// KVM met an instruction it can neither run nor emulate.
+    fn emulation_failed(&mut self) -> String {
+        let index = self.index;
+        match self.fd.get_regs() {
+            Ok(regs) => format!(
+                "KVM cannot run the guest's instruction at {:#x} on processor {index}; \
+                 `vmm check` tells whether this host can run stock kernels",
+                regs.rip
+            ),
+            Err(error) => format!("KVM gave up on processor {index} ({error})"),
+        }
+    }
+}

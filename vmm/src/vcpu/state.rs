@@ -1,0 +1,231 @@
+//! The state of a parked processor, and the order in which KVM takes it.
+
+use kvm_bindings::{
+    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state,
+    kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+};
+use kvm_ioctls::{Kvm, VcpuFd};
+use serde::{Deserialize, Serialize};
+use std::sync::OnceLock;
+use vmm_sys_util::errno::Error as Errno;
+
+/// Layout of [`VcpuState`] as this file writes it.
+pub const STATE_VERSION: u16 = 1;
+
+const MSR_TSC_DEADLINE: u32 = 0x6e0;
+/// `KVM_SET_MSRS` and `KVM_GET_MSRS` take no more at a time (`MAX_IO_MSRS` less a margin).
+const MSRS_PER_CALL: usize = 128;
+
+/// The state of one processor as it travels to another process.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct VcpuState {
+    /// [`STATE_VERSION`] of the writer.
+    pub version: u16,
+    /// What the processor says it is.
+    pub cpuid: Vec<kvm_cpuid_entry2>,
+    /// Rate of its time-stamp counter; none where KVM does not say.
+    pub tsc_khz: Option<u32>,
+    /// Running, halted, waiting for its start-up interrupt.
+    pub mp_state: kvm_mp_state,
+    /// General registers.
+    pub regs: kvm_regs,
+    /// Segments, control registers, interrupt in flight.
+    pub sregs: kvm_sregs,
+    /// Floating-point and vector registers.
+    pub xsave: Box<kvm_xsave>,
+    /// Extended control registers.
+    pub xcrs: kvm_xcrs,
+    /// Debug registers.
+    pub debugregs: kvm_debugregs,
+    /// Model-specific registers: index and value.
+    pub msrs: Vec<(u32, u64)>,
+    /// Local APIC.
+    pub lapic: kvm_lapic_state,
+    /// Exceptions, interrupts and NMIs on their way.
+    pub events: kvm_vcpu_events,
+}
+
+/// Why a processor's state cannot be copied or poured in.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// Another layout.
+    #[error(
+        "the processor state has version {0}, this program knows {STATE_VERSION}; \
+         use the same release on both sides"
+    )]
+    Version(u16),
+    /// KVM refuses.
+    #[error("cannot {act} of a processor: {source}")]
+    Kvm {
+        /// What was to be done.
+        act: &'static str,
+        /// Why not.
+        source: Errno,
+    },
+    /// A register of the source does not exist here.
+    #[error(
+        "this host's KVM does not take model-specific register {0:#x}; \
+         choose a host with the same kind of processor"
+    )]
+    Msr(u32),
+    /// The lists do not fit KVM's structures.
+    #[error("the processor state is damaged: too many {0}")]
+    TooMany(&'static str),
+    /// The processor's thread is gone.
+    #[error("a processor has ended")]
+    Gone,
+}
+
+fn kvm(act: &'static str) -> impl Fn(Errno) -> StateError {
+    move |source| StateError::Kvm { act, source }
+}
+
+/// Copy the state. `KVM_GET_MP_STATE` goes first: it delivers pending INIT and SIPI, which
+/// changes the rest.
+pub fn save(fd: &VcpuFd) -> Result<VcpuState, StateError> {
+    let mp_state = fd.get_mp_state().map_err(kvm("read the run state"))?;
+    let cpuid = fd
+        .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
+        .map_err(kvm("read the CPUID"))?;
+    Ok(VcpuState {
+        version: STATE_VERSION,
+        cpuid: cpuid.as_slice().to_vec(),
+        tsc_khz: fd.get_tsc_khz().ok().filter(|khz| *khz > 0),
+        mp_state,
+        regs: fd.get_regs().map_err(kvm("read the registers"))?,
+        sregs: fd.get_sregs().map_err(kvm("read the special registers"))?,
+        xsave: Box::new(fd.get_xsave().map_err(kvm("read the vector registers"))?),
+        xcrs: fd.get_xcrs().map_err(kvm("read the extended registers"))?,
+        debugregs: fd
+            .get_debug_regs()
+            .map_err(kvm("read the debug registers"))?,
+        lapic: fd.get_lapic().map_err(kvm("read the local APIC"))?,
+        msrs: save_msrs(fd)?,
+        events: fd.get_vcpu_events().map_err(kvm("read the events"))?,
+    })
+}
+
+/// Pour a state in.
+pub fn restore(fd: &VcpuFd, state: &VcpuState) -> Result<(), StateError> {
+    if state.version != STATE_VERSION {
+        return Err(StateError::Version(state.version));
+    }
+    let cpuid = CpuId::from_entries(&state.cpuid).map_err(|_| StateError::TooMany("leaves"))?;
+    fd.set_cpuid2(&cpuid).map_err(kvm("set the CPUID"))?;
+    restore_tsc_rate(fd, state.tsc_khz)?;
+    fd.set_mp_state(state.mp_state)
+        .map_err(kvm("set the run state"))?;
+    fd.set_regs(&state.regs).map_err(kvm("set the registers"))?;
+    fd.set_sregs(&state.sregs)
+        .map_err(kvm("set the special registers"))?;
+    // SAFETY: the structure has KVM_SET_XSAVE's fixed size; KVM needs more only for features
+    // that a process must ask for first (arch_prctl ARCH_REQ_XCOMP_GUEST_PERM), which we do not.
+    unsafe { fd.set_xsave(&state.xsave) }.map_err(kvm("set the vector registers"))?;
+    fd.set_xcrs(&state.xcrs)
+        .map_err(kvm("set the extended registers"))?;
+    fd.set_debug_regs(&state.debugregs)
+        .map_err(kvm("set the debug registers"))?;
+    restore_msrs(fd, &state.msrs)?;
+    fd.set_lapic(&state.lapic)
+        .map_err(kvm("set the local APIC"))?;
+    // The local APIC forgets its deadline when it is set.
+    let deadline = state.msrs.iter().find(|(msr, _)| *msr == MSR_TSC_DEADLINE);
+    restore_msrs(fd, deadline.map(std::slice::from_ref).unwrap_or_default())?;
+    fd.set_vcpu_events(&state.events)
+        .map_err(kvm("set the events"))
+}
+
+/// Only a rate that differs is set: not every KVM can scale it.
+fn restore_tsc_rate(fd: &VcpuFd, wanted_khz: Option<u32>) -> Result<(), StateError> {
+    match wanted_khz {
+        Some(khz) if fd.get_tsc_khz().ok() != Some(khz) => fd
+            .set_tsc_khz(khz)
+            .map_err(kvm("set the rate of the time-stamp counter")),
+        _ => Ok(()),
+    }
+}
+
+/// The registers KVM lists, less those that it lists but does not give.
+static READABLE: OnceLock<Vec<u32>> = OnceLock::new();
+
+/// Learn which registers can be read, so that saving need not. Call it once, in peace.
+pub fn learn_msrs(kvm_fd: &Kvm, fd: &VcpuFd) -> Result<(), StateError> {
+    if READABLE.get().is_none() {
+        let list = kvm_fd
+            .get_msr_index_list()
+            .map_err(kvm("list the model-specific registers"))?;
+        let entries = read_msrs(fd, list.as_slice())?;
+        let _ = READABLE.set(entries.into_iter().map(|(msr, _)| msr).collect());
+    }
+    Ok(())
+}
+
+fn save_msrs(fd: &VcpuFd) -> Result<Vec<(u32, u64)>, StateError> {
+    if READABLE.get().is_none() {
+        let kvm_fd = Kvm::new().map_err(kvm("list the model-specific registers"))?;
+        learn_msrs(&kvm_fd, fd)?;
+    }
+    read_msrs(fd, READABLE.get().map_or(&[], Vec::as_slice))
+}
+
+/// KVM stops at the first register that it cannot read; step over it.
+fn read_msrs(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<(u32, u64)>, StateError> {
+    let mut values = Vec::with_capacity(indices.len());
+    let mut rest = indices;
+    while !rest.is_empty() {
+        let wanted: Vec<_> = rest
+            .iter()
+            .take(MSRS_PER_CALL)
+            .map(|&index| msr(index, 0))
+            .collect();
+        let mut msrs = Msrs::from_entries(&wanted).map_err(|_| StateError::TooMany("MSRs"))?;
+        let read = fd
+            .get_msrs(&mut msrs)
+            .map_err(kvm("read the model-specific registers"))?;
+        let got = &msrs.as_slice()[..read];
+        values.extend(got.iter().map(|entry| (entry.index, entry.data)));
+        let skip = usize::from(read < wanted.len());
+        rest = &rest[read + skip..];
+    }
+    Ok(values)
+}
+
+/// A register that KVM does not take is an error only if it holds something: both sides list
+/// registers of features that the guest was never shown.
+fn restore_msrs(fd: &VcpuFd, values: &[(u32, u64)]) -> Result<(), StateError> {
+    let mut rest = values;
+    while !rest.is_empty() {
+        let wanted: Vec<_> = rest
+            .iter()
+            .take(MSRS_PER_CALL)
+            .map(|&(index, value)| msr(index, value))
+            .collect();
+        let msrs = Msrs::from_entries(&wanted).map_err(|_| StateError::TooMany("MSRs"))?;
+        let written = fd
+            .set_msrs(&msrs)
+            .map_err(kvm("set the model-specific registers"))?;
+        if written == wanted.len() {
+            rest = &rest[written..];
+            continue;
+        }
+        let (refused, value) = rest[written];
+        if value != 0 && !holds(fd, refused, value) {
+            return Err(StateError::Msr(refused));
+        }
+        rest = &rest[written + 1..];
+    }
+    Ok(())
+}
+
+/// A read-only register that has the right value already is as good as set.
+fn holds(fd: &VcpuFd, index: u32, value: u64) -> bool {
+    read_msrs(fd, &[index]).is_ok_and(|read| read == [(index, value)])
+}
+
+fn msr(index: u32, data: u64) -> kvm_msr_entry {
+    kvm_msr_entry {
+        index,
+        data,
+        ..Default::default()
+    }
+}

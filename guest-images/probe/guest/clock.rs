@@ -78,7 +78,7 @@ impl Clock {
             mul: u32::try_from(mul >> 1).unwrap_or(u32::MAX),
             shift: 1,
         };
-        if !has_kvmclock() {
+        if !has_kvm_feature(KVM_FEATURE_CLOCKSOURCE2) {
             return Clock {
                 info: None,
                 assumed,
@@ -144,8 +144,10 @@ fn rdtsc() -> u64 {
     }
 }
 
-fn has_kvmclock() -> bool {
+/// Whether the host is KVM and has a paravirtual feature (Linux
+/// Documentation/virt/kvm/x86/cpuid.rst).
+pub fn has_kvm_feature(feature: u32) -> bool {
     let signature = ring0::cpuid(KVM_SIGNATURE_LEAF);
     signature[1..] == [0x4b4d_564b, 0x564b_4d56, 0x4d]
-        && ring0::cpuid(KVM_FEATURES_LEAF)[0] & KVM_FEATURE_CLOCKSOURCE2 != 0
+        && ring0::cpuid(KVM_FEATURES_LEAF)[0] & feature != 0
 }

@@ -16,6 +16,7 @@ mod memory;
 mod ring0;
 mod serial;
 mod smp;
+mod steal;
 mod work;
 
 core::arch::global_asm!(include_str!("boot.s"));

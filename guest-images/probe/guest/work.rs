@@ -15,6 +15,7 @@ use crate::clock::{Clock, Reading};
 use crate::config::{Config, RATE_MAX};
 use crate::content::{Content, LINE_WORDS, Mismatch, PAGE_WORDS};
 use crate::memory::{self, Ram};
+use crate::steal::Steal;
 use crate::{ring0, serial, smp};
 
 const PAGES_PER_MIB: u64 = 256;
@@ -102,6 +103,7 @@ pub struct Worker {
     header: &'static Header,
     record: &'static VcpuRecord,
     clock: Clock,
+    steal: Steal,
     /// This vCPU's pages: `first..first + fill`, of which the first `hot` are kept dirty.
     first: u64,
     fill: u64,
@@ -111,6 +113,7 @@ pub struct Worker {
     generation: u64,
     sweep: u64,
     last: Reading,
+    last_steal_ns: u64,
 }
 
 impl Worker {
@@ -125,6 +128,7 @@ impl Worker {
             header: &report.header,
             record: &report.vcpus[vcpu],
             clock,
+            steal: Steal::new(vcpu),
             first: fill * vcpu as u64,
             fill,
             hot: plan.hot_pages / plan.config.cpus,
@@ -132,6 +136,7 @@ impl Worker {
             generation: 2,
             sweep: 0,
             last,
+            last_steal_ns: 0,
         }
     }
 
@@ -148,6 +153,7 @@ impl Worker {
             smp::start_timer(self.vcpu, config.tick_us, &self.record.ticks);
         }
         self.last = self.clock.read();
+        self.last_steal_ns = self.steal.read_ns();
         let mut hot = Pace::new(config.rate_mib_s, config.cpus, self.last.ns);
         let mut sweep = Pace::new(config.sweep_mib_s, config.cpus, self.last.ns);
         let mut line_ns = self.last.ns + config.serial_ms * 1_000_000;
@@ -182,6 +188,9 @@ impl Worker {
         header
             .kvmclock
             .store(u64::from(self.clock.is_kvmclock()), Ordering::Relaxed);
+        header
+            .steal_time
+            .store(u64::from(self.steal.is_told()), Ordering::Relaxed);
         header.filled_ns.store(self.last.ns, Ordering::Relaxed);
         header.state.store(STATE_RUNNING, Ordering::Release);
         serial::print(format_args!("probe running\n"));
@@ -205,12 +214,17 @@ impl Worker {
         let tsc_ns = self.clock.ticks_to_ns(now.tsc.saturating_sub(last.tsc));
         raise(&record.max_gap_clock_ns, clock_ns);
         raise(&record.max_gap_tsc_ns, tsc_ns);
+        let steal_now_ns = self.steal.read_ns();
+        let steal_ns = steal_now_ns.saturating_sub(self.last_steal_ns);
+        self.last_steal_ns = steal_now_ns;
+        raise(&record.max_pause_ns, tsc_ns.saturating_sub(steal_ns));
         if clock_ns.max(tsc_ns) >= self.plan.config.gap_us * 1000 {
             let count = record.gap_count.load(Ordering::Relaxed);
             let gap = &record.gaps[count as usize % GAP_LOG];
             gap.at_ns.store(now.ns, Ordering::Relaxed);
             gap.tsc_ns.store(tsc_ns, Ordering::Relaxed);
             gap.clock_ns.store(clock_ns, Ordering::Relaxed);
+            gap.steal_ns.store(steal_ns, Ordering::Relaxed);
             record.gap_count.store(count + 1, Ordering::Release);
         }
         now
@@ -298,12 +312,13 @@ impl Worker {
                 .sum()
         };
         serial::print(format_args!(
-            "probe at {} ms: {} pages written, {} verified, {} bad, longest gap {} us\n",
+            "probe at {} ms: {} pages written, {} verified, {} bad, longest gap {} us, pause {} us\n",
             self.last.ns / 1_000_000,
             sum(|record| &record.written_pages),
             sum(|record| &record.verified_pages),
             sum(|record| &record.bad_pages),
             self.record.max_gap_tsc_ns.load(Ordering::Relaxed) / 1000,
+            self.record.max_pause_ns.load(Ordering::Relaxed) / 1000,
         ));
     }
 }

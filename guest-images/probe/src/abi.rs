@@ -13,17 +13,17 @@ pub const FILL_START_GPA: u64 = 0x100_0000;
 /// `GODPROBE`: written last, once the header is complete.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"GODPROBE");
 /// Raised with every change of this layout.
-pub const VERSION: u64 = 1;
+pub const VERSION: u64 = 2;
 /// The most vCPUs the probe drives.
 pub const MAX_VCPUS: usize = 64;
 /// Bytes of the header, and so the offset of the first vCPU record.
 pub const HEADER_BYTES: usize = 4096;
 /// Bytes of one vCPU record.
-pub const VCPU_BYTES: usize = 1024;
+pub const VCPU_BYTES: usize = 4096;
 /// Bytes of the whole report.
 pub const REPORT_BYTES: usize = HEADER_BYTES + MAX_VCPUS * VCPU_BYTES;
 /// Gaps a vCPU remembers, the newest over the oldest.
-pub const GAP_LOG: usize = 16;
+pub const GAP_LOG: usize = 64;
 /// The longest panic or fault message kept.
 pub const MESSAGE_BYTES: usize = 512;
 
@@ -71,6 +71,8 @@ pub struct Header {
     pub hot_pages: AtomicU64,
     /// The seed of all page contents.
     pub seed: AtomicU64,
+    /// 1 if the host tells the steal time.
+    pub steal_time: AtomicU64,
     /// 1 if the clock is kvmclock, 0 if it is the bare TSC at an assumed frequency.
     pub kvmclock: AtomicU64,
     /// Clock when the filling was done, nanoseconds.
@@ -93,10 +95,13 @@ pub struct GapRecord {
     pub tsc_ns: AtomicU64,
     /// Length by the guest clock, nanoseconds.
     pub clock_ns: AtomicU64,
+    /// How much of it the vCPU's thread stood ready but had no CPU, by KVM's steal time,
+    /// nanoseconds: other load on the machine, not a pause. 0 where the host does not tell.
+    pub steal_ns: AtomicU64,
 }
 
 /// One vCPU.
-#[repr(C, align(1024))]
+#[repr(C, align(4096))]
 pub struct VcpuRecord {
     /// Turns of the loop: stands still when the vCPU does.
     pub turns: AtomicU64,
@@ -126,6 +131,8 @@ pub struct VcpuRecord {
     pub bad_found: AtomicU64,
     /// Longest gap by the time-stamp counter, nanoseconds.
     pub max_gap_tsc_ns: AtomicU64,
+    /// Longest gap by the time-stamp counter, less what was stolen of it, nanoseconds.
+    pub max_pause_ns: AtomicU64,
     /// Longest gap by the guest clock, nanoseconds.
     pub max_gap_clock_ns: AtomicU64,
     /// Times that the guest clock went backwards.

@@ -50,6 +50,9 @@ mod serial;
 #[path = "../guest/smp.rs"]
 mod smp;
 #[cfg(clippy)]
+#[path = "../guest/steal.rs"]
+mod steal;
+#[cfg(clippy)]
 #[path = "../guest/work.rs"]
 mod work;
 

@@ -25,6 +25,8 @@ pub struct Report {
     pub seed: u64,
     /// Whether its clock is kvmclock.
     pub kvmclock: bool,
+    /// Whether the host tells the steal time.
+    pub steal_time: bool,
     /// Its clock when the filling was done, nanoseconds.
     pub filled_ns: u64,
     /// One entry each vCPU.
@@ -58,6 +60,7 @@ pub struct Vcpu {
     pub first_bad: Option<BadPage>,
     pub max_gap_tsc_ns: u64,
     pub max_gap_clock_ns: u64,
+    pub max_pause_ns: u64,
     pub clock_backwards: u64,
     pub tsc_backwards: u64,
     pub ticks: u64,
@@ -101,6 +104,15 @@ pub struct Gap {
     pub tsc_ns: u64,
     /// Length by the guest clock, nanoseconds.
     pub clock_ns: u64,
+    /// How much of it was other load on the host's CPUs, nanoseconds.
+    pub steal_ns: u64,
+}
+
+impl Gap {
+    /// How long the vCPU was kept from running by something else than other load, nanoseconds.
+    pub fn pause_ns(&self) -> u64 {
+        self.tsc_ns.saturating_sub(self.steal_ns)
+    }
 }
 
 /// Why there is no report.
@@ -163,6 +175,7 @@ impl Report {
             hot_pages: word(offset_of!(Header, hot_pages)),
             seed: word(offset_of!(Header, seed)),
             kvmclock: word(offset_of!(Header, kvmclock)) != 0,
+            steal_time: word(offset_of!(Header, steal_time)) != 0,
             filled_ns: word(offset_of!(Header, filled_ns)),
             vcpus: records.map(vcpu).collect::<Result<_, _>>()?,
         })
@@ -191,11 +204,26 @@ impl Report {
     /// The longest gap that ended after `since_ns` of the guest clock, over all vCPUs, by the TSC,
     /// nanoseconds. Gaps shorter than the probe's `gap_us` count as none.
     pub fn longest_gap_since_ns(&self, since_ns: u64) -> u64 {
-        let gaps = self.vcpus.iter().flat_map(|vcpu| &vcpu.gaps);
-        gaps.filter(|gap| gap.at_ns > since_ns)
+        self.gaps_since(since_ns)
             .map(|gap| gap.tsc_ns)
             .max()
             .unwrap_or(0)
+    }
+
+    /// The same without what other load on the host's CPUs took: the blackout of a migration,
+    /// measured on a machine that does other things too.
+    pub fn longest_pause_since_ns(&self, since_ns: u64) -> u64 {
+        self.gaps_since(since_ns)
+            .map(Gap::pause_ns)
+            .max()
+            .unwrap_or(0)
+    }
+
+    fn gaps_since(&self, since_ns: u64) -> impl Iterator<Item = &Gap> {
+        self.vcpus
+            .iter()
+            .flat_map(|vcpu| &vcpu.gaps)
+            .filter(move |gap| gap.at_ns > since_ns)
     }
 
     /// The guest clock, nanoseconds: the latest any vCPU has seen.
@@ -254,6 +282,7 @@ fn vcpu(bytes: &[u8]) -> Result<Vcpu, ReportError> {
             at_ns: word(base + offset_of!(GapRecord, at_ns)),
             tsc_ns: word(base + offset_of!(GapRecord, tsc_ns)),
             clock_ns: word(base + offset_of!(GapRecord, clock_ns)),
+            steal_ns: word(base + offset_of!(GapRecord, steal_ns)),
         }
     };
     Ok(Vcpu {
@@ -268,6 +297,7 @@ fn vcpu(bytes: &[u8]) -> Result<Vcpu, ReportError> {
         first_bad,
         max_gap_tsc_ns: word(offset_of!(VcpuRecord, max_gap_tsc_ns)),
         max_gap_clock_ns: word(offset_of!(VcpuRecord, max_gap_clock_ns)),
+        max_pause_ns: word(offset_of!(VcpuRecord, max_pause_ns)),
         clock_backwards: word(offset_of!(VcpuRecord, clock_backwards)),
         tsc_backwards: word(offset_of!(VcpuRecord, tsc_backwards)),
         ticks: word(offset_of!(VcpuRecord, ticks)),
@@ -304,7 +334,9 @@ mod tests {
             gaps + size_of::<GapRecord>(),
             gaps + 2 * size_of::<GapRecord>(),
         );
+        let stolen = newest + offset_of!(GapRecord, steal_ns);
         let bytes = report(&[
+            (stolen, 4),
             (
                 record + offset_of!(VcpuRecord, gap_count),
                 GAP_LOG as u64 + 2,
@@ -320,6 +352,7 @@ mod tests {
         assert_eq!((gaps[0].at_ns, gaps[GAP_LOG - 1].at_ns), (10, 90));
         assert_eq!(report.longest_gap_since_ns(0), 7);
         assert_eq!(report.longest_gap_since_ns(50), 5);
+        assert_eq!(report.longest_pause_since_ns(50), 1);
     }
 
     #[test]

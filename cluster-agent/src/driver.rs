@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use cluster_core::brain::Brain;
@@ -10,7 +11,7 @@ use cluster_core::event::{Action, Event, Record, StopHow};
 use cluster_core::model::{Desired, GuestId, HostId};
 use shared_storage::StoreError;
 use shared_storage::clock::boottime_us;
-use shared_storage::lease::{HeldLease, Notice};
+use shared_storage::lease::{HeldLease, LeaseFiles, Notice, Seen};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tracing::{error, info, warn};
@@ -27,6 +28,10 @@ const TICK: Duration = Duration::from_millis(50);
 const PICTURE_EVERY: Duration = Duration::from_millis(250);
 /// One claim or release of the leader lease may take so long.
 const STORAGE_LIMIT: Duration = Duration::from_secs(10);
+/// A leader that is gone shows so within two of its heartbeats after its lease was read.
+const CLAIM_LIMIT: Duration = Duration::from_secs(2);
+/// How often the claim is tried meanwhile.
+const CLAIM_PAUSE: Duration = Duration::from_millis(50);
 /// Inputs that may wait for the driver.
 pub const INPUTS_MAX: usize = 1024;
 /// Events that may wait to be written down.
@@ -280,28 +285,10 @@ fn contend(host: &Host, from_epoch: u64) {
     let files = host.store.leader_lease();
     let claimed = files.look().and_then(|seen| {
         let found = seen.last.as_ref().map_or(0, |last| last.epoch);
-        if found != from_epoch {
-            return Ok(None);
-        }
-        let watcher = host.watcher.read().unwrap_or_else(PoisonError::into_inner);
-        let lease = files.clone();
-        match HeldLease::claim(
-            &host.keeper,
-            lease,
-            &seen,
-            Some(&watcher),
-            None,
-            STORAGE_LIMIT,
-        ) {
-            Ok(lease) => Ok(Some(lease)),
-            // An earlier agent of this boot led: go on in its place.
-            Err(StoreError::Held { source, .. })
-                if matches!(*source, storage_core::lease::Held::ByUs { .. }) =>
-            {
-                HeldLease::adopt(&host.keeper, files.clone(), None, STORAGE_LIMIT).map(Some)
-            }
-            Err(StoreError::Held { .. } | StoreError::Refused { .. }) => Ok(None),
-            Err(error) => Err(error),
+        if found == from_epoch {
+            claim_lead(host, &files, &seen)
+        } else {
+            Ok(None)
         }
     });
     match claimed {
@@ -315,6 +302,43 @@ fn contend(host: &Host, from_epoch: u64) {
     if let Ok(last) = files.last() {
         let event = Event::LeaderLease(last.as_ref().into());
         let _ = host.driver.blocking_send(Input::Brain(sent_us, event));
+    }
+}
+
+/// The lead, or nothing if it is another's. Only a heartbeat read *after* the lease was looked at
+/// tells that its holder is gone, so the first tries are bound to be refused.
+fn claim_lead(
+    host: &Host,
+    files: &LeaseFiles,
+    seen: &Seen,
+) -> Result<Option<HeldLease>, StoreError> {
+    let give_up = Instant::now() + CLAIM_LIMIT;
+    loop {
+        let watcher = host.watcher.read().unwrap_or_else(PoisonError::into_inner);
+        let claimed = HeldLease::claim(
+            &host.keeper,
+            files.clone(),
+            seen,
+            Some(&watcher),
+            None,
+            STORAGE_LIMIT,
+        );
+        drop(watcher);
+        match claimed {
+            // An earlier agent of this boot led: go on in its place.
+            Err(StoreError::Held { source, .. })
+                if matches!(*source, storage_core::lease::Held::ByUs { .. }) =>
+            {
+                return HeldLease::adopt(&host.keeper, files.clone(), None, STORAGE_LIMIT)
+                    .map(Some);
+            }
+            Err(StoreError::Held { .. }) if Instant::now() < give_up => thread::sleep(CLAIM_PAUSE),
+            Err(error @ (StoreError::Held { .. } | StoreError::Refused { .. })) => {
+                info!(%error, "the lead is another's");
+                return Ok(None);
+            }
+            other => return other.map(Some),
+        }
     }
 }
 

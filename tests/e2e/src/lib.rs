@@ -4,6 +4,7 @@
 //! those with `cut` in their names. To add one, write a function that takes the lab and gives an
 //! [`lab::scenario::Outcome`], and put its name into [`ALL`].
 
+pub mod cluster;
 mod ground;
 
 use lab::scenario::Scenario;
@@ -24,4 +25,7 @@ pub const ALL: &[Scenario] = scenarios![
     ground::a_power_cut_leaves_an_empty_host,
     ground::a_dead_hosts_lock_becomes_free,
     ground::the_datastore_survives_a_power_cut_of_the_storage,
+    cluster::hosts_form_a_cluster,
+    cluster::the_lead_moves_when_the_leader_dies,
+    cluster::a_cut_off_host_is_isolated_and_not_dead,
 ];

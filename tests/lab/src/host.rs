@@ -32,6 +32,9 @@ use crate::{LabError, Result};
 
 /// Where the datastore is mounted in every host.
 pub const DATASTORE: &str = "/srv/vmstore";
+/// Where the default route of every host leads: the storage host, which forwards nothing, but
+/// programs that look for the machine's main address ask for the default route.
+const GATEWAY: &str = "10.0.0.250";
 /// How much of a failed command's output its error carries.
 const MESSAGE_LIMIT_BYTES: usize = 4000;
 
@@ -213,7 +216,7 @@ impl Host {
         // Randomness before the machine id is made, the clock before anything notes the time.
         let line = format!(
             "set -e; lab-agent seed; date -u -s @{now} >/dev/null; mount -o ro /dev/vda /opt/godwit; \
-             host-configure name={name} uplink=eth0 mac=52:54:00:60:00:{number:02x} address={address}/24 \
+             host-configure name={name} uplink=eth0 mac=52:54:00:60:00:{number:02x} address={address}/24 gateway={GATEWAY} \
              storage=eth1,{storage_address}/24,52:54:00:60:01:{number:02x}; ip link set eth1 mtu 9000"
         );
         let output = self.exec_with(&["sh", "-c", &line], &seed, PATIENCE)?;

@@ -15,13 +15,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kvm_ioctls::Kvm;
+use kvm_ioctls::{Kvm, VmFd};
 use vmm_core::control::{Happening, Info};
 use vmm_core::lifecycle::State;
 use vmm_core::spec::Spec;
 
 use crate::events::Events;
-use crate::kvm::DirtyLog;
+use crate::lease::Lease;
 use crate::machine::{Backends, Built, Inspect, MachineError, MachineState, Paused, Running};
 use crate::memory::{self, GuestMemory};
 use crate::notice::Notice;
@@ -78,8 +78,8 @@ pub struct Parts {
     pub masks: Vec<LeafMask>,
     /// Where the machine reports to.
     pub notices: Sender<Notice>,
-    /// Epoch of the lease; none without a datastore.
-    pub epoch: Option<u64>,
+    /// The right to run it; none without a datastore.
+    pub lease: Option<Arc<Lease>>,
 }
 
 enum Phase {
@@ -150,6 +150,11 @@ impl Guest {
     /// Memory, disks, taps, console.
     pub fn backends(&self) -> &Backends {
         &self.parts.backends
+    }
+
+    /// The right to run it; none without a datastore.
+    pub fn lease(&self) -> Option<&Lease> {
+        self.parts.lease.as_deref()
     }
 
     /// Where things that end it are reported.
@@ -249,6 +254,11 @@ impl Guest {
         }
     }
 
+    /// Does `who` want it to stand still?
+    pub fn is_held_by(&self, who: Hold) -> bool {
+        self.lock().holds.contains(&who)
+    }
+
     /// Copy everything but memory; it must stand still.
     pub fn save(&self) -> Result<MachineState, GuestError> {
         match &self.lock().phase {
@@ -323,9 +333,9 @@ impl Guest {
         }
     }
 
-    /// The dirty log of its present machine; see [`Guest::reboots`].
-    pub fn dirty_log(&self) -> Result<DirtyLog, GuestError> {
-        self.inspect(|machine| machine.vm().dirty_log())
+    /// The descriptor of its present machine, for the dirty log; see [`Guest::reboots`].
+    pub fn vm(&self) -> Result<Arc<VmFd>, GuestError> {
+        self.inspect(|machine| machine.vm().fd.clone())
     }
 
     /// Look at its machine in whatever state.
@@ -348,7 +358,7 @@ impl Guest {
             pid: std::process::id(),
             cpus: spec.cpus,
             memory_mib: spec.memory_mib,
-            epoch: self.parts.epoch,
+            epoch: self.lease().and_then(Lease::epoch),
             reboots: self.reboots(),
         })
     }

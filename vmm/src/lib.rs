@@ -1,6 +1,7 @@
 //! The hypervisor: one process per guest on Linux KVM.
 
 pub mod acpi;
+pub mod api;
 pub mod boot;
 pub mod bus;
 pub mod cli;
@@ -14,6 +15,7 @@ pub mod guest;
 pub mod interrupt;
 pub mod kvm;
 pub mod layout;
+pub mod lease;
 pub mod machine;
 pub mod memory;
 pub mod notice;

@@ -226,6 +226,12 @@ impl HeldLease {
         &self.notices
     }
 
+    /// Takes [`HeldLease::notices`] away, for a thread that does nothing but wait for them.
+    /// Afterwards there are none here.
+    pub fn take_notices(&mut self) -> Receiver<Notice> {
+        std::mem::replace(&mut self.notices, mpsc::channel().1)
+    }
+
     /// The epoch that is held, or that was held before a pause.
     pub fn record(&self) -> Option<LeaseRecord> {
         self.record

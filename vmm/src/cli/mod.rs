@@ -1,6 +1,7 @@
 //! The command line: a file for each verb.
 
 mod completions;
+mod ctl;
 mod options;
 mod run;
 
@@ -34,6 +35,10 @@ Exit codes of `vmm run`:
 enum Verb {
     /// Run a guest, from a spec or from flags.
     Run(Box<run::Arguments>),
+    /// Control a running guest.
+    Ctl(ctl::Arguments),
+    /// Print the description of the control API (OpenAPI 3.1).
+    Openapi,
     /// Print completions for a shell.
     Completions(completions::Arguments),
 }
@@ -44,6 +49,11 @@ pub fn main() -> ExitCode {
     start_log();
     let ending = match arguments.verb {
         Verb::Run(arguments) => run::main(*arguments),
+        Verb::Ctl(arguments) => ctl::main(&arguments).map(|()| Ending::PoweredOff),
+        Verb::Openapi => {
+            print!("{}", crate::api::document());
+            Ok(Ending::PoweredOff)
+        }
         Verb::Completions(arguments) => {
             completions::main(&arguments, &mut Arguments::command());
             Ok(Ending::PoweredOff)

@@ -11,10 +11,12 @@ use vmm_core::lifecycle::Ending;
 use vmm_core::spec::{DiskSpec, NetSpec, Spec};
 
 use super::options;
+use crate::api::Door;
 use crate::console::{Console, ConsoleMode};
 use crate::drive::drive;
 use crate::error::one_line;
 use crate::guest::{Guest, Parts};
+use crate::lease::{Lease, LeaseFlags};
 use crate::machine::{Backends, DiskAccess};
 
 /// Settings that make a spec by themselves; with a file they would contradict it.
@@ -70,6 +72,8 @@ pub struct Arguments {
     flags: SpecFlags,
     #[command(flatten)]
     doors: Doors,
+    #[command(flatten)]
+    lease: LeaseFlags,
 }
 
 fn memory_mib(text: &str) -> Result<u64, String> {
@@ -90,11 +94,17 @@ pub fn main(arguments: Arguments) -> Result<Ending, String> {
     let (notices, inbox) = mpsc::channel();
     let console = Console::new(&arguments.doors.console, notices.clone());
     let console = Arc::new(console.map_err(|error| one_line(&error))?);
-    let access = DiskAccess {
-        gate: Arc::new(AlwaysOpen),
-        root: None,
-        deferred: false,
+    let lease = match arguments
+        .lease
+        .citizen()
+        .map_err(|error| one_line(&error))?
+    {
+        Some(citizen) => Some(Arc::new(citizen.adopt().map_err(|error| one_line(&error))?)),
+        None => None,
     };
+    let access = disk_access(lease.as_deref());
+    let door = arguments.doors.api_socket.as_deref().map(Door::open);
+    let door = door.transpose().map_err(|error| one_line(&error))?;
     let kvm = crate::kvm::open().map_err(|error| one_line(&error))?;
     let backends = Backends::open(&spec, console, &access).map_err(|error| one_line(&error))?;
     let guest = Guest::boot(Parts {
@@ -103,11 +113,36 @@ pub fn main(arguments: Arguments) -> Result<Ending, String> {
         backends,
         masks: Vec::new(),
         notices,
-        epoch: None,
+        lease: lease.clone(),
     });
     let guest = guest.map_err(|error| one_line(&error))?;
     guest.start().map_err(|error| one_line(&error))?;
+    if let Some(door) = &door {
+        door.serve(guest.clone())
+            .map_err(|error| format!("cannot start the control API: {error}"))?;
+    }
+    if let Some(lease) = &lease {
+        lease
+            .guard(guest.clone())
+            .map_err(|error| format!("cannot watch over the lease: {error}"))?;
+    }
     Ok(drive(&guest, &inbox))
+}
+
+/// Under a lease every byte passes its gate, and images lie in its datastore.
+fn disk_access(lease: Option<&Lease>) -> DiskAccess {
+    match lease {
+        Some(lease) => DiskAccess {
+            gate: lease.gate(),
+            root: Some(lease.citizen().store().root().to_owned()),
+            deferred: false,
+        },
+        None => DiskAccess {
+            gate: Arc::new(AlwaysOpen),
+            root: None,
+            deferred: false,
+        },
+    }
 }
 
 impl SpecFlags {

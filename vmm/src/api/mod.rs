@@ -1,0 +1,125 @@
+//! The control API: HTTP/1.1 and JSON on a Unix socket, served by one small thread that is
+//! started after the guest.
+
+mod body;
+mod openapi;
+mod routes;
+
+use std::convert::Infallible;
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::Semaphore;
+
+use crate::console::listen;
+use crate::guest::Guest;
+pub use body::Body;
+pub use openapi::document;
+
+/// Requests under way at once; more wait.
+const CONNECTIONS_MAX: usize = 32;
+/// A client has so long to send its request's head.
+const HEAD_LIMIT: Duration = Duration::from_secs(10);
+/// Threads for requests that wait for the guest to stand still.
+const BLOCKING_MAX: usize = 4;
+const STACK_BYTES: usize = 256 << 10;
+
+/// Why there is no API.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot listen on the API socket {}: {source}; choose another path, or stop the guest \
+     that uses it",
+    path.display()
+)]
+pub struct ListenError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// The socket of the API, bound; requests wait until [`Door::serve`].
+pub struct Door {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Door {
+    /// Take the socket.
+    pub fn open(path: &Path) -> Result<Self, ListenError> {
+        let wrap = |source| ListenError {
+            path: path.to_owned(),
+            source,
+        };
+        let listener = listen(path).map_err(wrap)?;
+        listener.set_nonblocking(true).map_err(wrap)?;
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Answer requests about `guest` from now on.
+    pub fn serve(&self, guest: Arc<Guest>) -> io::Result<()> {
+        let listener = self.listener.try_clone()?;
+        thread::Builder::new()
+            .name("api".into())
+            .stack_size(STACK_BYTES)
+            .spawn(move || {
+                if let Err(error) = run(listener, &guest) {
+                    tracing::warn!(%error, "the control API has ended");
+                }
+            })?;
+        Ok(())
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn run(listener: UnixListener, guest: &Arc<Guest>) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .max_blocking_threads(BLOCKING_MAX)
+        .thread_stack_size(STACK_BYTES)
+        .build()?;
+    runtime.block_on(async {
+        let listener = tokio::net::UnixListener::from_std(listener)?;
+        let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        loop {
+            let Ok(place) = room.clone().acquire_owned().await else {
+                return Ok(());
+            };
+            let (stream, _) = listener.accept().await?;
+            let guest = guest.clone();
+            tokio::spawn(async move {
+                let service = service_fn(move |request| answer(request, guest.clone()));
+                // A client that goes away in the middle concerns nobody.
+                let _ = http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(HEAD_LIMIT)
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await;
+                drop(place);
+            });
+        }
+    })
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    guest: Arc<Guest>,
+) -> Result<Response<Body>, Infallible> {
+    Ok(routes::answer(request, guest).await)
+}

@@ -1,0 +1,97 @@
+//! The description of the API for programs (OpenAPI 3.1).
+
+use serde_json::{Value, json};
+
+/// The document, as `vmm openapi` and `GET /v1/openapi.json` print it.
+pub fn document() -> String {
+    let document = json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Godwit VMM control",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "Controls one guest, over HTTP/1.1 on a Unix socket."
+        },
+        "paths": {
+            "/v1/info": get("What the guest is and does", "Info"),
+            "/v1/counters": get("What it has done since its VMM started", "Counters"),
+            "/v1/events": { "get": {
+                "summary": "What happens from now on, a line of JSON each",
+                "responses": { "200": { "description": "A stream that ends with the guest",
+                    "content": { "application/x-ndjson": { "schema": reference("Event") } } } }
+            } },
+            "/v1/openapi.json": { "get": {
+                "summary": "This document",
+                "responses": { "200": { "description": "OpenAPI 3.1" } }
+            } },
+            "/v1/pause": put("Stop the processors and finish all device I/O"),
+            "/v1/resume": put("Go on after a pause"),
+            "/v1/power-button": put("Press the power button; the guest decides what it does"),
+            "/v1/power-off": put("Cut its power: the VMM ends with code 0"),
+            "/v1/reset": put("Reset it: the same VMM boots it again"),
+        },
+        "components": { "schemas": schemas() }
+    });
+    format!("{document:#}\n")
+}
+
+fn reference(schema: &str) -> Value {
+    json!({ "$ref": format!("#/components/schemas/{schema}") })
+}
+
+fn refusal() -> Value {
+    json!({ "description": "Refused; one line says why",
+        "content": { "application/json": { "schema": reference("Refusal") } } })
+}
+
+fn get(summary: &str, schema: &str) -> Value {
+    json!({ "get": { "summary": summary, "responses": {
+        "200": { "description": "The answer",
+            "content": { "application/json": { "schema": reference(schema) } } },
+        "default": refusal()
+    } } })
+}
+
+fn put(summary: &str) -> Value {
+    json!({ "put": { "summary": summary, "responses": {
+        "204": { "description": "Done" }, "default": refusal()
+    } } })
+}
+
+fn object(properties: &Value) -> Value {
+    let required: Vec<_> = properties
+        .as_object()
+        .into_iter()
+        .flat_map(serde_json::Map::keys)
+        .cloned()
+        .collect();
+    json!({ "type": "object", "properties": properties, "required": required })
+}
+
+fn schemas() -> Value {
+    let count = json!({ "type": "integer", "minimum": 0 });
+    let text = json!({ "type": "string" });
+    json!({
+        "State": { "enum": ["built", "running", "paused", "migrating", "moved"] },
+        "Info": object(&json!({
+            "name": text, "state": reference("State"), "version": text, "pid": count,
+            "cpus": count, "memory_mib": count,
+            "epoch": { "type": ["integer", "null"] }, "reboots": count
+        })),
+        "Counters": object(&json!({
+            "exits": { "type": "object", "additionalProperties": count },
+            "cpu_us": count, "run_delay_us": count,
+            "disks": { "type": "array", "items": reference("DiskCounters") }
+        })),
+        "DiskCounters": object(&json!({
+            "reads": count, "read_bytes": count, "writes": count, "written_bytes": count,
+            "errors": count
+        })),
+        "Event": { "type": "object", "required": ["boottime_us", "event"], "properties": {
+            "boottime_us": count,
+            "event": { "enum": ["state", "rebooted", "panicked", "lease-suspended",
+                "lease-resumed"] },
+            "detail": {}
+        } },
+        "Refusal": object(&json!({ "error": text })),
+    })
+}

@@ -1,0 +1,193 @@
+//! Which request does what.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use hyper::header::CONTENT_TYPE;
+use hyper::{Request, Response, StatusCode};
+use serde::Serialize;
+use vmm_core::control::{Counters, DiskCounters, Refusal};
+
+use super::{Body, document};
+use crate::devices::virtio::block::BlockCounters;
+use crate::error::one_line;
+use crate::guest::{Guest, GuestError, Hold};
+use crate::notice::Notice;
+
+/// All there is; the OpenAPI document lists the same.
+pub const ROUTES: [(&str, &str); 9] = [
+    ("GET", "/v1/info"),
+    ("GET", "/v1/counters"),
+    ("GET", "/v1/events"),
+    ("GET", "/v1/openapi.json"),
+    ("PUT", "/v1/pause"),
+    ("PUT", "/v1/resume"),
+    ("PUT", "/v1/power-button"),
+    ("PUT", "/v1/power-off"),
+    ("PUT", "/v1/reset"),
+];
+
+/// Answer one request.
+pub async fn answer<B>(request: Request<B>, guest: Arc<Guest>) -> Response<Body> {
+    let path = request.uri().path();
+    match (request.method().as_str(), path) {
+        ("GET", "/v1/info") => show(guest.info()),
+        ("GET", "/v1/counters") => show(counters(&guest)),
+        ("GET", "/v1/events") => respond(
+            StatusCode::OK,
+            "application/x-ndjson",
+            Body::events(guest.events().listen()),
+        ),
+        ("GET", "/v1/openapi.json") => {
+            respond(StatusCode::OK, "application/json", Body::whole(document()))
+        }
+        ("PUT", "/v1/pause") => act(guest, |guest| guest.hold(Hold::Operator)).await,
+        ("PUT", "/v1/resume") => act(guest, |guest| guest.unhold(Hold::Operator).map(drop)).await,
+        ("PUT", "/v1/power-button") => act(guest, Guest::press_power_button).await,
+        ("PUT", "/v1/power-off") => tell(&guest, Notice::Off),
+        ("PUT", "/v1/reset") => tell(&guest, Notice::Reset),
+        _ if ROUTES.iter().any(|(_, known)| *known == path) => {
+            let why = format!("{path} does not take {}", request.method());
+            refuse(StatusCode::METHOD_NOT_ALLOWED, &why)
+        }
+        _ => refuse(
+            StatusCode::NOT_FOUND,
+            &format!("there is no {path}; GET /v1/openapi.json tells what there is"),
+        ),
+    }
+}
+
+/// Do what may take a while without keeping other requests waiting.
+async fn act(
+    guest: Arc<Guest>,
+    act: impl FnOnce(&Guest) -> Result<(), GuestError> + Send + 'static,
+) -> Response<Body> {
+    match tokio::task::spawn_blocking(move || act(&guest)).await {
+        Ok(done) => done.map_or_else(|error| refuse_error(&error), |()| done_response()),
+        Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
+}
+
+fn tell(guest: &Guest, notice: Notice) -> Response<Body> {
+    match guest.notices().send(notice) {
+        Ok(()) => done_response(),
+        Err(_) => refuse_error(&GuestError::Gone),
+    }
+}
+
+fn show<T: Serialize>(what: Result<T, GuestError>) -> Response<Body> {
+    let what = match what {
+        Ok(what) => what,
+        Err(error) => return refuse_error(&error),
+    };
+    match serde_json::to_vec(&what) {
+        Ok(json) => respond(StatusCode::OK, "application/json", Body::whole(json)),
+        Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
+}
+
+fn done_response() -> Response<Body> {
+    let mut response = Response::new(Body::Whole(None));
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response
+}
+
+fn refuse_error(error: &GuestError) -> Response<Body> {
+    let status = match error {
+        GuestError::Gone => StatusCode::GONE,
+        GuestError::NotRunning(_) | GuestError::NotPaused(_) | GuestError::NotBuilt(_) => {
+            StatusCode::CONFLICT
+        }
+        GuestError::Machine(_) | GuestError::Io { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    refuse(status, &one_line(error))
+}
+
+fn refuse(status: StatusCode, why: &str) -> Response<Body> {
+    let refusal = Refusal {
+        error: why.to_owned(),
+    };
+    let json = serde_json::to_vec(&refusal).unwrap_or_default();
+    respond(status, "application/json", Body::whole(json))
+}
+
+fn respond(status: StatusCode, kind: &'static str, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    let kind = hyper::header::HeaderValue::from_static(kind);
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+fn counters(guest: &Guest) -> Result<Counters, GuestError> {
+    guest.inspect(|machine| {
+        let mut exits = BTreeMap::new();
+        machine.add_exits(&mut exits);
+        let (mut cpu_us, mut run_delay_us) = (0, 0);
+        for thread in machine.thread_ids() {
+            let (ran, waited) = schedule(thread).unwrap_or_default();
+            cpu_us += ran / 1000;
+            run_delay_us += waited / 1000;
+        }
+        Counters {
+            exits,
+            cpu_us,
+            run_delay_us,
+            disks: machine
+                .disks()
+                .iter()
+                .map(|disk| disk_counters(disk))
+                .collect(),
+        }
+    })
+}
+
+fn disk_counters(disk: &BlockCounters) -> DiskCounters {
+    DiskCounters {
+        reads: disk.reads.load(Ordering::Relaxed),
+        read_bytes: disk.read_bytes.load(Ordering::Relaxed),
+        writes: disk.writes.load(Ordering::Relaxed),
+        written_bytes: disk.written_bytes.load(Ordering::Relaxed),
+        errors: disk.errors.load(Ordering::Relaxed),
+    }
+}
+
+/// Nanoseconds that a thread ran, and that it was ready and waited
+/// (Documentation/scheduler/sched-stats.rst).
+fn schedule(thread: i32) -> Option<(u64, u64)> {
+    let text = fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).ok()?;
+    let mut numbers = text.split_ascii_whitespace().map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_lists_every_route_and_no_other() {
+        let document: serde_json::Value = serde_json::from_str(&document()).unwrap();
+        let mut listed = Vec::new();
+        for (path, verbs) in document["paths"].as_object().unwrap() {
+            for verb in verbs.as_object().unwrap().keys() {
+                listed.push((verb.to_uppercase(), path.clone()));
+            }
+        }
+        listed.sort();
+        let mut routes: Vec<_> = ROUTES
+            .iter()
+            .map(|(verb, path)| ((*verb).to_owned(), (*path).to_owned()))
+            .collect();
+        routes.sort();
+        assert_eq!(listed, routes);
+    }
+
+    #[test]
+    fn the_scheduler_tells() {
+        // SAFETY: no arguments, cannot fail.
+        assert!(schedule(unsafe { libc::gettid() }).is_some());
+        assert_eq!(schedule(-1), None);
+    }
+}

@@ -5,6 +5,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod driver;
+pub mod drs_plan;
 pub mod guest_file;
 pub mod guests;
 pub mod history;

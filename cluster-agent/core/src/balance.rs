@@ -40,24 +40,35 @@ use field::Field;
 use measure::Objective;
 use names::RuleNames;
 use planner::Planner;
+pub(crate) use planner::Scope;
 use spread::Spread;
 
 /// Plans a round.
 pub fn plan(cluster: &Cluster, settings: &Balance) -> Plan {
+    plan_for(cluster, settings, Scope::All)
+}
+
+pub(crate) fn plan_for(cluster: &Cluster, settings: &Balance, scope: Scope) -> Plan {
     let field = Field::new(cluster, settings);
     match settings.measure {
         Measure::Waiting => {
             let objective = Contention::new(&field, settings);
-            with(cluster, settings, field, objective)
+            with(cluster, settings, field, objective, scope)
         }
         Measure::Spread => {
             let objective = Spread::new(&field, settings);
-            with(cluster, settings, field, objective)
+            with(cluster, settings, field, objective, scope)
         }
     }
 }
 
-fn with<O: Objective>(cluster: &Cluster, settings: &Balance, field: Field, objective: O) -> Plan {
+fn with<O: Objective>(
+    cluster: &Cluster,
+    settings: &Balance,
+    field: Field,
+    objective: O,
+    scope: Scope,
+) -> Plan {
     let mut planner = Planner {
         field,
         objective,
@@ -65,6 +76,7 @@ fn with<O: Objective>(cluster: &Cluster, settings: &Balance, field: Field, objec
         rule_names: RuleNames::new(cluster),
         steps: Vec::new(),
         unresolved: Vec::new(),
+        scope,
         given_up: BTreeSet::new(),
     };
     planner.run();

@@ -1,5 +1,6 @@
 //! The simulator: real cores in a fake world, replayed from a seed.
 
+pub mod drs;
 pub mod drs_bench;
 pub mod harness;
 pub mod hbal;

@@ -18,6 +18,8 @@ struct Cli {
 enum Model {
     /// Leases on shared storage: never two holders.
     Lease(sim::lease::Args),
+    /// Days of changing load with and without DRS.
+    Drs(sim::drs::Args),
     /// Balancing beside Ganeti's hbal: quality and time, as a table.
     DrsBench(sim::drs_bench::Args),
 }
@@ -25,6 +27,7 @@ enum Model {
 fn main() -> ExitCode {
     match Cli::parse().model {
         Model::Lease(args) => sim::lease::main(&args),
+        Model::Drs(args) => sim::drs::main(&args),
         Model::DrsBench(args) => sim::drs_bench::main(&args),
     }
 }

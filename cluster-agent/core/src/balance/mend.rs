@@ -10,7 +10,7 @@ use core::cmp::Reverse;
 use super::field::U;
 use super::measure::{Objective, Shift};
 use super::plan::{Unresolved, Why};
-use super::planner::Planner;
+use super::planner::{Planner, Scope};
 use crate::admission::ledger::H;
 use crate::model::{HostMode, Resources};
 
@@ -40,7 +40,12 @@ impl<O: Objective> Planner<'_, O> {
                 because: self.no_room(unit),
             });
         }
-        hosts.sort_by_key(|(gain, host)| (Reverse(*gain), *host));
+        if self.scope == Scope::EmptyTightly {
+            let books = self.field.books();
+            hosts.sort_by_key(|(_, host)| (books.hosts[*host as usize].free().memory_mib, *host));
+        } else {
+            hosts.sort_by_key(|(gain, host)| (Reverse(*gain), *host));
+        }
         for (_, host) in hosts.into_iter().take(TRIED) {
             if self.shift(unit, host, why.clone()) {
                 return Ok(());

@@ -21,6 +21,17 @@ pub(crate) struct Step {
     pub burden: u64,
 }
 
+/// What a round is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// Everything.
+    All,
+    /// Only to empty hosts in maintenance; each guest goes to the best host.
+    Empty,
+    /// The same; each guest goes where it just fits, to keep room for large ones.
+    EmptyTightly,
+}
+
 /// A planner at work.
 pub(crate) struct Planner<'a, O> {
     pub field: Field,
@@ -29,6 +40,8 @@ pub(crate) struct Planner<'a, O> {
     pub rule_names: RuleNames,
     pub steps: Vec<Step>,
     pub unresolved: Vec<Unresolved>,
+    /// What this round is for.
+    pub scope: Scope,
     /// Units whose keep-together rules cannot be mended.
     pub given_up: BTreeSet<U>,
 }
@@ -42,6 +55,9 @@ impl<O: Objective> Planner<'_, O> {
             self.given_up.clear();
             self.bring_together();
             self.empty_hosts();
+            if self.scope != Scope::All {
+                return;
+            }
             self.leave_forbidden_hosts();
             self.keep_apart();
             self.grant_wishes();

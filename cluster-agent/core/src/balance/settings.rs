@@ -71,10 +71,10 @@ impl Balance {
     /// What the threshold means; one outside 1..=5 counts as the nearest.
     pub fn bar(&self) -> Bar {
         let (times_cost, gap_permille, calm_permille) = match self.threshold {
-            0 | 1 => (32, 200, 700),
-            2 => (8, 120, 550),
-            3 => (4, 80, 400),
-            4 => (2, 40, 250),
+            0 | 1 => (32, 250, 800),
+            2 => (16, 180, 750),
+            3 => (8, 120, 650),
+            4 => (4, 70, 450),
             _ => (1, 10, 0),
         };
         Bar {

@@ -73,13 +73,20 @@ impl Brain {
     pub fn step(&mut self, now_us: u64, event: Event) -> Vec<Action> {
         self.now_us = self.now_us.max(now_us);
         let mut actions = Vec::new();
+        // Most of what comes, by the hundred, only adds to what the next tick looks at.
+        let mut look = matches!(event, Event::Tick | Event::Inventory(_));
+        let led_by = self.lead_seen.epoch;
         self.take_in(event, &mut actions);
+        look |= self.lead_seen.epoch != led_by;
         if self.inventory.is_some() {
-            self.beat(&mut actions);
-            self.judge_peers(&mut actions);
-            self.judge_self(&mut actions);
-            self.seek_lead(&mut actions);
-            self.lead(&mut actions);
+            if look {
+                self.beat(&mut actions);
+                self.judge_peers(&mut actions);
+                self.judge_self(&mut actions);
+                self.stop_unwanted(&mut actions);
+                self.seek_lead(&mut actions);
+                self.lead(&mut actions);
+            }
             self.report(&mut actions);
         }
         actions
@@ -388,6 +395,12 @@ impl Brain {
             self.member
                 .stop_all(how, &format!("{} is isolated", self.me)),
         );
+    }
+
+    fn stop_unwanted(&mut self, actions: &mut Vec<Action>) {
+        if let Some(inventory) = &self.inventory {
+            actions.extend(self.member.stop_unwanted(inventory));
+        }
     }
 
     fn seek_lead(&mut self, actions: &mut Vec<Action>) {

@@ -19,7 +19,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use crate::messages::{GuestState, StartOutcome};
-use crate::model::{Cluster, Desired, GuestId, HostId, Priority, Readiness, Resources};
+use crate::model::{Cluster, Desired, GuestId, HostId, HostMode, Priority, Readiness, Resources};
 use crate::owners::{Loss, Owners, Whereabouts};
 use crate::placement::{Usage, place, usage};
 use crate::rules::RuleBook;
@@ -102,6 +102,11 @@ pub struct Failover {
 }
 
 impl Failover {
+    /// Nothing is under way and nobody waits.
+    pub fn is_idle(&self) -> bool {
+        self.orders.is_empty() && self.said.is_empty() && self.lost_since_us.is_empty()
+    }
+
     /// Guests ordered and not yet answered, with their targets.
     pub fn under_way(&self) -> impl Iterator<Item = (&GuestId, &HostId)> {
         self.orders
@@ -187,7 +192,7 @@ impl Failover {
 
     /// Decides what to do now.
     pub fn step(&mut self, now_us: u64, at: &Situation<'_>) -> Vec<Decision> {
-        let mut decisions = self.overdue(now_us, at.settings);
+        let mut decisions = self.overdue(now_us, at);
         let lost = self.lost(now_us, at);
         if lost.is_empty() {
             return decisions;
@@ -236,8 +241,14 @@ impl Failover {
     }
 
     /// Orders nobody answered count as failed.
-    fn overdue(&mut self, now_us: u64, settings: &Settings) -> Vec<Decision> {
-        let patience = settings.timings.order_patience_ms * 1000;
+    fn overdue(&mut self, now_us: u64, at: &Situation<'_>) -> Vec<Decision> {
+        // What was ordered of a host that is lost now nobody will answer.
+        let lost = |host: &HostId| {
+            let host = at.cluster.hosts.get(host);
+            host.is_none_or(|host| host.mode == HostMode::Lost)
+        };
+        self.orders.retain(|_, ordered| !lost(&ordered.host));
+        let patience = at.settings.timings.order_patience_ms * 1000;
         let late: Vec<(GuestId, HostId)> = self
             .orders
             .iter()
@@ -248,7 +259,7 @@ impl Failover {
             .map(|(guest, host)| {
                 self.orders.remove(&guest);
                 let why = format!("no answer within {} ms", patience / 1000);
-                self.failed(&guest, &host, &why, settings)
+                self.failed(&guest, &host, &why, at.settings)
             })
             .collect()
     }
@@ -305,13 +316,9 @@ impl Failover {
         if self.orders.contains_key(guest) {
             return Next::Nothing;
         }
-        let only = match loss {
-            Loss::Lapsed(host, _) if !spec.protected => {
-                return Next::Waits(format!("it is not protected and {host} is not back"));
-            }
-            Loss::Rebooted(host) if !spec.protected => Some(host.clone()),
-            _ => None,
-        };
+        if let (Loss::Lapsed(host, _), false) = (loss, spec.protected) {
+            return Next::Waits(format!("it is not protected and {host} is not back"));
+        }
         if let Some(because) = self.waits_for(now_us, guest, at) {
             return Next::Waits(because);
         }
@@ -324,15 +331,6 @@ impl Failover {
         }
         let mut avoid = trouble.tried.clone();
         avoid.extend(plan.full(at.settings));
-        if let Some(only) = only {
-            avoid.extend(
-                plan.cluster
-                    .hosts
-                    .keys()
-                    .filter(|name| **name != only)
-                    .cloned(),
-            );
-        }
         match place(&plan.cluster, &plan.book, &plan.usage, guest, &avoid) {
             Ok(choice) => {
                 plan.take(guest, &choice.host);

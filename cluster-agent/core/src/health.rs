@@ -22,7 +22,7 @@ use crate::messages::{HostNote, Incarnation};
 use crate::settings::Waits;
 
 /// Longest hold-down of a host that flaps.
-const MAX_HOLD_US: u64 = 300_000_000;
+const MAX_HOLD_US: u64 = 60_000_000;
 /// Hold-down after the second return.
 const FIRST_HOLD_US: u64 = 5_000_000;
 /// A host that stayed alive for so long has its flaps forgiven.
@@ -200,6 +200,11 @@ impl Peer {
     /// As [`Self::stands`], for the lead.
     pub fn lead_lapsed(&self, t: &Waits) -> bool {
         self.silent_us >= t.lead_lapse_us
+    }
+
+    /// Nothing was heard or seen of it yet that tells whether it lives.
+    pub fn unknown(&self, t: &Waits) -> bool {
+        !self.ever_heard && !self.stands(t)
     }
 
     /// For how long its datastore heartbeat has stood still, in milliseconds that count.

@@ -17,6 +17,12 @@ use crate::settings::{Inventory, Settings, Waits};
 
 /// A lease that could not be read is asked for again after so long.
 const ASK_AGAIN_US: u64 = 2_000_000;
+/// How long a new leader waits at most to hear hosts it never heard.
+const GATHER_US: u64 = 3_000_000;
+/// How often the leader looks at all guests while nothing changes and nothing is under way.
+const IDLE_US: u64 = 1_000_000;
+/// The same while guests wait or are being started: patience runs out by itself.
+const BUSY_US: u64 = 200_000;
 
 /// The state of a leader.
 #[derive(Debug, Clone)]
@@ -29,6 +35,13 @@ pub struct Leading {
     pub failover: Failover,
     owners: Owners,
     cluster: Cluster,
+    /// What was seen of the hosts last: mode, incarnation, leases lapsed.
+    hosts_seen: Vec<(HostMode, Option<Incarnation>, bool)>,
+    changed: bool,
+    next_look_us: u64,
+    /// Until then hosts that were not heard yet are waited for, lest the first one to come
+    /// up starts every guest itself.
+    gather_until_us: Option<u64>,
 }
 
 impl Leading {
@@ -40,6 +53,10 @@ impl Leading {
             failover: Failover::default(),
             owners: Owners::default(),
             cluster: Cluster::default(),
+            hosts_seen: Vec::new(),
+            changed: true,
+            next_look_us: 0,
+            gather_until_us: None,
         };
         leading.take_inventory(inventory);
         leading
@@ -60,6 +77,7 @@ impl Leading {
 
     /// The inventory changed.
     pub fn take_inventory(&mut self, inventory: &Inventory) {
+        self.changed = true;
         self.owners
             .retain(|guest| inventory.guests.contains_key(guest));
         let hosts = inventory.hosts.iter().map(|(name, entry)| {
@@ -89,6 +107,7 @@ impl Leading {
     /// A guest's lease was read.
     pub fn lease_read(&mut self, guest: &GuestId, seen: LeaseSeen) {
         if self.cluster.guests.contains_key(guest) {
+            self.changed = true;
             self.owners.lease_read(guest, seen);
         }
     }
@@ -101,10 +120,9 @@ impl Leading {
             .into_iter()
             .filter(|(name, _)| known.contains_key(name));
         let guests = guests.collect();
-        self.owners
-            .reported(host, report.incarnation, guests)
-            .into_iter()
-            .collect()
+        let (doubtful, changed) = self.owners.reported(host, report.incarnation, guests);
+        self.changed |= changed;
+        doubtful.into_iter().collect()
     }
 
     /// A member answered an order.
@@ -117,6 +135,7 @@ impl Leading {
         settings: &Settings,
     ) -> Vec<Action> {
         let mut actions = Vec::new();
+        self.changed = true;
         let seen = match &answer.outcome {
             StartOutcome::Running { epoch } => {
                 let epoch = *epoch;
@@ -159,6 +178,10 @@ impl Leading {
         t: &Waits,
     ) -> Vec<Action> {
         let mut actions = Vec::new();
+        self.see_hosts(now_us, me.0, peers, t);
+        if !self.changed && now_us < self.next_look_us {
+            return actions;
+        }
         let wanted = self.cluster.guests.iter();
         let wanted = wanted
             .filter(|(_, g)| g.desired == Desired::Running)
@@ -167,7 +190,10 @@ impl Leading {
         if !guests.is_empty() {
             actions.push(Action::ReadLeases { guests });
         }
-        self.see_hosts(now_us, me.0, peers);
+        let gather_until_us = *self.gather_until_us.get_or_insert(now_us + GATHER_US);
+        if now_us < gather_until_us && peers.values().any(|peer| peer.unknown(t)) {
+            return actions;
+        }
         let whereabouts = self.see_guests(me, peers, t);
         let situation = Situation {
             cluster: &self.cluster,
@@ -176,6 +202,13 @@ impl Leading {
             settings,
         };
         let decisions = self.failover.step(now_us, &situation);
+        self.changed = false;
+        self.next_look_us = now_us
+            + if self.failover.is_idle() {
+                IDLE_US
+            } else {
+                BUSY_US
+            };
         actions.extend(
             decisions
                 .into_iter()
@@ -184,7 +217,8 @@ impl Leading {
         actions
     }
 
-    fn see_hosts(&mut self, now_us: u64, me: &HostId, peers: &BTreeMap<HostId, Peer>) {
+    fn see_hosts(&mut self, now_us: u64, me: &HostId, peers: &BTreeMap<HostId, Peer>, t: &Waits) {
+        let mut seen = Vec::with_capacity(self.cluster.hosts.len());
         for (name, host) in &mut self.cluster.hosts {
             let resting = host.mode == HostMode::Maintenance;
             host.mode = match peers.get(name) {
@@ -195,7 +229,12 @@ impl Leading {
                 _ if resting => HostMode::Maintenance,
                 _ => HostMode::Quiet,
             };
+            let peer = peers.get(name);
+            let lapsed = peer.is_some_and(|peer| peer.stands(t));
+            seen.push((host.mode, peer.and_then(Peer::incarnation), lapsed));
         }
+        self.changed |= seen != self.hosts_seen;
+        self.hosts_seen = seen;
     }
 
     fn see_guests(

@@ -6,8 +6,8 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use crate::event::{Action, StopHow};
-use crate::messages::{LocalGuest, StartAnswer, StartOrder, StartOutcome};
-use crate::model::{GuestId, HostId, Resources};
+use crate::messages::{GuestState, LocalGuest, StartAnswer, StartOrder, StartOutcome};
+use crate::model::{Desired, GuestId, HostId, Resources};
 use crate::settings::Inventory;
 
 /// A report is repeated so often even if nothing changed: any may be lost.
@@ -161,6 +161,33 @@ impl Member {
             outcome,
         };
         Some((start.ordered_by, answer))
+    }
+
+    /// Stops guests that shall not run: the operator's word may have come while nobody could
+    /// be told.
+    pub fn stop_unwanted(&mut self, inventory: &Inventory) -> Vec<Action> {
+        let stopping = &self.stopping;
+        let unwanted = |(name, local): &(&GuestId, &LocalGuest)| {
+            local.state != GuestState::Arriving
+                && !stopping.contains(*name)
+                && inventory
+                    .guests
+                    .get(*name)
+                    .is_some_and(|g| g.desired == Desired::Stopped)
+        };
+        let unwanted = self
+            .locals
+            .iter()
+            .filter(unwanted)
+            .map(|(name, _)| name.clone());
+        let unwanted: Vec<GuestId> = unwanted.collect();
+        self.stopping.extend(unwanted.iter().cloned());
+        let stop = |guest| Action::Stop {
+            guest,
+            how: StopHow::ShutDown,
+            because: "it shall not run".into(),
+        };
+        unwanted.into_iter().map(stop).collect()
     }
 
     /// Stops every guest here that is not being stopped already.

@@ -80,13 +80,14 @@ impl Owners {
     }
 
     /// A member reported all its guests. Returns those that have to be read because the
-    /// report contradicts what was known.
+    /// report contradicts what was known, and whether anything changed.
     pub fn reported(
         &mut self,
         host: &HostId,
         incarnation: Incarnation,
         report: BTreeMap<GuestId, LocalGuest>,
-    ) -> BTreeSet<GuestId> {
+    ) -> (BTreeSet<GuestId>, bool) {
+        let mut changed = false;
         let mut doubtful = BTreeSet::new();
         for (guest, owned) in &mut self.known {
             if report.contains_key(guest) {
@@ -95,13 +96,16 @@ impl Owners {
             if owned.arriving.as_ref() == Some(host) {
                 owned.arriving = None;
             }
-            if owned.holder().is_some_and(|holder| holder.host == *host) {
+            let was_here =
+                |holder: &Holder| holder.host == *host && holder.incarnation == incarnation;
+            if owned.holder().is_some_and(was_here) {
                 doubtful.insert(guest.clone());
             }
         }
         for (guest, local) in report {
             let owned = self.known.entry(guest).or_default();
             if local.state == GuestState::Arriving {
+                changed |= owned.arriving.as_ref() != Some(host);
                 owned.arriving = Some(host.clone());
                 continue;
             }
@@ -119,17 +123,26 @@ impl Owners {
                 // Not reported, and nothing here asks for it.
                 term: 0,
             });
+            changed |= owned
+                .lease
+                .as_ref()
+                .is_none_or(|known| known.epoch != local.epoch);
             owned.lease = Some(LeaseSeen {
                 epoch: local.epoch,
                 holder,
             });
+            changed |= owned
+                .report
+                .as_ref()
+                .is_none_or(|before| before.state != local.state);
             owned.report = Some(local);
             owned.asked_us = None;
             if owned.arriving.as_ref() == Some(host) {
                 owned.arriving = None;
             }
         }
-        doubtful
+        changed |= !doubtful.is_empty();
+        (doubtful, changed)
     }
 
     /// Forgets guests that were deleted.

@@ -93,7 +93,7 @@ pub fn place(
     for (name, host) in &cluster.hosts {
         if !host.mode.receives() || avoid.contains(name) {
             let why = if avoid.contains(name) {
-                "was tried"
+                "is left out for now"
             } else {
                 mode_word(host.mode)
             };

@@ -2,6 +2,7 @@
 
 pub mod drs;
 pub mod drs_bench;
+pub mod ha;
 pub mod harness;
 pub mod hbal;
 pub mod lease;

@@ -22,6 +22,8 @@ enum Model {
     Drs(sim::drs::Args),
     /// Balancing beside Ganeti's hbal: quality and time, as a table.
     DrsBench(sim::drs_bench::Args),
+    /// The cluster under faults: leaders, failures, restarts.
+    Ha(sim::ha::Args),
 }
 
 fn main() -> ExitCode {
@@ -29,5 +31,6 @@ fn main() -> ExitCode {
         Model::Lease(args) => sim::lease::main(&args),
         Model::Drs(args) => sim::drs::main(&args),
         Model::DrsBench(args) => sim::drs_bench::main(&args),
+        Model::Ha(args) => sim::ha::main(&args),
     }
 }

@@ -42,7 +42,8 @@ fn held(epoch: u64, host: &str, boot: u8) -> LeaseSeen {
 fn leader(brain: &mut Brain, now_us: u64, hosts: &[&str], guests: &[&str]) {
     brain.step(now_us, inventory(hosts, guests));
     brain.step(now_us, Event::Hold(Hold::new(1 << 40, 1)));
-    let actions = brain.step(now_us, Event::LeaderLease(LeaseSeen::default()));
+    brain.step(now_us, Event::LeaderLease(LeaseSeen::default()));
+    let actions = brain.step(now_us, Event::Tick);
     assert!(
         actions
             .iter()
@@ -69,6 +70,8 @@ fn a_lone_host_leads_and_starts_what_shall_run() {
             seen,
         },
     );
+    assert!(actions.is_empty());
+    let actions = brain.step(2000, Event::Tick);
     let [
         Action::Start {
             from_epoch: 0,
@@ -100,6 +103,7 @@ fn a_lone_host_leads_and_starts_what_shall_run() {
             now: Some(local),
         },
     );
+    brain.step(3500, Event::Tick);
     assert_eq!(
         brain.cluster().unwrap().guests["web"].host.as_deref(),
         Some("a")
@@ -162,7 +166,7 @@ fn a_dead_hosts_guest_is_restarted_after_w_and_not_before() {
             started_ms = Some(now_ms);
         }
     }
-    assert_eq!(started_ms, Some(5500));
+    assert_eq!(started_ms, Some(5550));
     assert_eq!(brain.peer("b").unwrap().0, HostState::Dead);
 }
 

@@ -4,6 +4,7 @@ pub mod acpi;
 pub mod api;
 pub mod boot;
 pub mod bus;
+pub mod check;
 pub mod cli;
 pub mod codec;
 pub mod console;

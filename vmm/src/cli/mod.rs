@@ -1,5 +1,6 @@
 //! The command line: a file for each verb.
 
+mod check;
 mod completions;
 mod ctl;
 mod options;
@@ -37,6 +38,8 @@ enum Verb {
     Run(Box<run::Arguments>),
     /// Control a running guest.
     Ctl(ctl::Arguments),
+    /// Examine this host: what will work, what will not, and what helps.
+    Check,
     /// Print the description of the control API (OpenAPI 3.1).
     Openapi,
     /// Print completions for a shell.
@@ -50,6 +53,7 @@ pub fn main() -> ExitCode {
     let ending = match arguments.verb {
         Verb::Run(arguments) => run::main(*arguments),
         Verb::Ctl(arguments) => ctl::main(&arguments).map(|()| Ending::PoweredOff),
+        Verb::Check => check::main().map(|()| Ending::PoweredOff),
         Verb::Openapi => {
             print!("{}", crate::api::document());
             Ok(Ending::PoweredOff)

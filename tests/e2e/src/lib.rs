@@ -6,6 +6,7 @@
 
 pub mod cluster;
 mod ground;
+mod leases;
 
 use lab::scenario::Scenario;
 use lab::scenarios;
@@ -28,4 +29,12 @@ pub const ALL: &[Scenario] = scenarios![
     cluster::hosts_form_a_cluster,
     cluster::the_lead_moves_when_the_leader_dies,
     cluster::a_cut_off_host_is_isolated_and_not_dead,
+    leases::leases_one_wins_every_race,
+    leases::leases_a_power_cut_moves_the_guest,
+    leases::leases_a_thawed_holder_writes_nothing,
+    leases::leases_a_holder_whose_clock_stood_still_reaches_no_disk,
+    leases::leases_a_cut_that_heals_in_time_is_a_pause,
+    leases::leases_a_cut_that_lasts_moves_the_guest,
+    leases::leases_a_storage_restart_moves_nobody,
+    leases::leases_a_dead_agent_costs_no_guest,
 ];

@@ -22,12 +22,20 @@
 //! Answers of the shell carry the record they answer, and late ones to an older question
 //! are ignored.
 
+mod event;
+mod grounds;
+#[cfg(test)]
+mod tests;
+
 use alloc::string::String;
 use alloc::vec::Vec;
 
+pub use event::{Action, Ending, Event, Outcome, Refusal};
+use grounds::note;
+pub use grounds::{Grounds, Held, Identity, grounds};
+
 use crate::hold::Hold;
-use crate::observer::Verdict;
-use crate::record::{Grant, Holder, Incarnation, LeaseRecord};
+use crate::record::{Grant, Holder, LeaseRecord};
 use crate::timing::Timing;
 
 /// How long to wait before an unanswered question is asked again.
@@ -35,236 +43,6 @@ const RETRY_US: u64 = 200_000;
 /// How often a holder looks whether its epoch is still the last, in spans of `R`. Within the
 /// inequality it always is; this finds an operator's force and a clock that stood still.
 const REACHES_PER_LOOK: u64 = 4;
-
-/// Who we are and what is leased.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
-    /// The cluster.
-    pub cluster: [u8; 16],
-    /// The guest's name, or the leadership.
-    pub subject: String,
-    /// This host.
-    pub host: String,
-    /// Its boot.
-    pub incarnation: Incarnation,
-    /// Random, different for every process that may claim.
-    pub salt: [u8; 8],
-}
-
-impl Identity {
-    /// Us as a holder in `term`.
-    pub fn holder(&self, term: u32) -> Holder {
-        Holder {
-            host: self.host.clone(),
-            incarnation: self.incarnation,
-            term,
-        }
-    }
-
-    /// Whether `record` names this boot of this host.
-    pub fn is_holder(&self, record: &LeaseRecord) -> bool {
-        let is_us =
-            |holder: &Holder| holder.host == self.host && holder.incarnation == self.incarnation;
-        record.holder.as_ref().is_some_and(is_us)
-    }
-}
-
-/// Why a lease may be claimed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Grounds {
-    /// There never was an epoch, or the last holder released it.
-    Free,
-    /// An operator declared the holder gone.
-    Forced,
-    /// The last holder's host rebooted.
-    Rebooted,
-    /// The last holder's heartbeat stood still for this long.
-    Silent {
-        /// Microseconds counted.
-        silent_us: u64,
-    },
-}
-
-/// Why a lease may not be claimed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Held {
-    /// By this very host: adopt it, or release it first.
-    #[error("this host holds it already (epoch {epoch})")]
-    ByUs {
-        /// The epoch.
-        epoch: u64,
-    },
-    /// By a host that may be alive.
-    #[error("{holder} holds it (epoch {epoch}) and has not been silent for long enough")]
-    ByOther {
-        /// Who.
-        holder: Holder,
-        /// The epoch.
-        epoch: u64,
-    },
-}
-
-/// Whether the lease whose last epoch is `last` may be claimed. `verdict` is what its
-/// holder's heartbeat says.
-pub fn grounds(
-    me: &Identity,
-    last: Option<&LeaseRecord>,
-    verdict: Verdict,
-) -> Result<Grounds, Held> {
-    let Some(record) = last else {
-        return Ok(Grounds::Free);
-    };
-    let Some(holder) = &record.holder else {
-        let forced = record.grant == Grant::ForcedFree;
-        return Ok(if forced {
-            Grounds::Forced
-        } else {
-            Grounds::Free
-        });
-    };
-    let epoch = record.epoch;
-    if me.is_holder(record) {
-        return Err(Held::ByUs { epoch });
-    }
-    if holder.host == me.host {
-        return Ok(Grounds::Rebooted);
-    }
-    match verdict {
-        Verdict::Rebooted => Ok(Grounds::Rebooted),
-        Verdict::Silent { silent_us } => Ok(Grounds::Silent { silent_us }),
-        Verdict::Unknown | Verdict::Watching { .. } => Err(Held::ByOther {
-            holder: holder.clone(),
-            epoch,
-        }),
-    }
-}
-
-/// What happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// Time passed, or the host's hold changed.
-    Tick,
-    /// Claim the epoch after `last`.
-    Claim {
-        /// The last epoch there is.
-        last: Option<LeaseRecord>,
-        /// Why we may.
-        grounds: Grounds,
-        /// Whether the target can fence: asks for it when the holder did not release.
-        can_fence: bool,
-    },
-    /// The last epoch was found to name us: by our agent's claim, or handed over to us.
-    Adopt {
-        /// It.
-        last: LeaseRecord,
-        /// A process of this boot that acted under it died without ending it: its writes may
-        /// still be under way, so that a new epoch with fencing is owed.
-        died: bool,
-    },
-    /// Give the lease to `to`. The guest must be paused and its writes complete.
-    HandOver {
-        /// The next holder, as it said itself when it was ready.
-        to: Holder,
-    },
-    /// Give the lease up. The guest must be stopped and its writes complete.
-    Release,
-    /// The answer to [`Action::Create`] or [`Action::Settle`].
-    Created {
-        /// The record the answer is about.
-        record: LeaseRecord,
-        /// What became of it.
-        outcome: Outcome,
-    },
-    /// The answer to [`Action::Look`]: the last epoch there is.
-    Looked {
-        /// It, if there is any.
-        last: Option<LeaseRecord>,
-    },
-    /// The answer to [`Action::Fence`].
-    Fenced {
-        /// The epoch that was asked for.
-        epoch: u64,
-        /// Whether every disk now lies in a file of that epoch.
-        done: bool,
-    },
-}
-
-/// What became of the exclusive creation of an epoch.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// It is there, it is ours, and it is the last.
-    Won,
-    /// Another record has this epoch, or there is a later one.
-    Lost {
-        /// The last epoch there is.
-        last: LeaseRecord,
-    },
-    /// It is not there and can no longer appear.
-    Absent,
-    /// No answer: it may be there, or may appear yet.
-    Unknown,
-}
-
-/// What the shell shall do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
-    /// Create this epoch exclusively, then look whether it is the last.
-    Create(LeaseRecord),
-    /// Find out what became of the creation of this epoch; if it is not there, make sure that
-    /// it cannot appear any more.
-    Settle(LeaseRecord),
-    /// Read the last epoch.
-    Look,
-    /// Bring every disk into a file of this epoch and remove the older ones.
-    Fence {
-        /// The epoch.
-        epoch: u64,
-    },
-    /// The guest may run.
-    Run,
-    /// The guest must stand still.
-    Pause,
-    /// Older epochs than this are history.
-    Forget {
-        /// The epoch to keep.
-        before: u64,
-    },
-    /// The claim came to nothing: nothing changed for us.
-    Refused(Refusal),
-    /// It is over: the guest must never run here again under this lease.
-    End(Ending),
-}
-
-/// Why a wish came to nothing.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// Our own heartbeat is not acknowledged: we could not keep what we get.
-    #[error("this host's own heartbeat is not reaching the datastore")]
-    NotBeating,
-    /// Another was faster.
-    #[error("epoch {} was created by another host", last.epoch)]
-    Outrun {
-        /// The epoch that counts.
-        last: LeaseRecord,
-    },
-    /// The new epoch could not be written, and it is certain that it is not there.
-    #[error("the next epoch could not be written")]
-    NotWritten,
-    /// The lease is not in a state in which this can be asked.
-    #[error("the lease is not held at the moment")]
-    NotHolding,
-}
-
-/// How it ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ending {
-    /// We gave it to another host.
-    HandedOver(LeaseRecord),
-    /// We gave it up.
-    Released(LeaseRecord),
-    /// Another has it.
-    Lost(LeaseRecord),
-}
 
 /// Why an epoch is being created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -768,18 +546,4 @@ fn covers(hold: Hold, now_us: u64, record: &LeaseRecord) -> bool {
         .holder
         .as_ref()
         .is_some_and(|holder| hold.covers(now_us, holder.term))
-}
-
-fn note(grounds: Grounds, last: Option<&LeaseRecord>) -> String {
-    let host = last
-        .and_then(|last| last.holder.as_ref())
-        .map_or("nobody", |h| h.host.as_str());
-    match grounds {
-        Grounds::Free => String::from("was free"),
-        Grounds::Forced => String::from("an operator freed it"),
-        Grounds::Rebooted => alloc::format!("{host} rebooted"),
-        Grounds::Silent { silent_us } => {
-            alloc::format!("{host} was silent for {} ms", silent_us / 1000)
-        }
-    }
 }

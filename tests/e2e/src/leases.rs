@@ -1,0 +1,269 @@
+//! Leases on real NFSv4: whatever happens to a host or to the storage, one host writes at a time
+//! and no acknowledged write is lost.
+//!
+//! `godwit-store drill` plays a guest's process: it claims the lease and writes numbered,
+//! checksummed blocks under it. Each scenario has a datastore directory of its own.
+
+use std::time::Duration;
+
+use lab::host::DATASTORE;
+use lab::scenario::Outcome;
+use lab::{Cable, Direction, Host, Lab, eventually};
+
+/// Epochs that the race goes through; every other one is a win.
+const RACE_EPOCHS: u64 = 240;
+const RACE_LIMIT: Duration = Duration::from_mins(4);
+/// Blocks after which a holder is taken to be at work.
+const SOME_BLOCKS: usize = 10;
+
+/// A scenario's datastore, and what runs on it.
+struct Story {
+    directory: String,
+    name: &'static str,
+}
+
+/// A process on a host and its log.
+struct Player<'a> {
+    host: &'a Host,
+    log: String,
+    group: u32,
+}
+
+impl Story {
+    fn begin(lab: &Lab, name: &'static str) -> lab::Result<Self> {
+        let directory = format!("{DATASTORE}/drill-{name}");
+        let [first, ..] = lab.hosts() else {
+            return Err("no hosts".into());
+        };
+        first.run(&format!(
+            "mkdir {directory} && cd {directory} && godwit-store init && \
+             godwit-store drill prepare web1"
+        ))?;
+        Ok(Self { directory, name })
+    }
+
+    fn play<'a>(&self, host: &'a Host, role: &str, arguments: &str) -> lab::Result<Player<'a>> {
+        let log = format!("{}-{role}", self.name);
+        let line = format!(
+            "exec godwit-store -d {} drill {role} {arguments} --host {}",
+            self.directory, host.name
+        );
+        let group = host.spawn(&log, &line)?;
+        Ok(Player {
+            host,
+            log: format!("/var/log/{log}.log"),
+            group,
+        })
+    }
+
+    /// A host that claims the lease as soon as it may, and is at work once it has it.
+    fn hold<'a>(&self, host: &'a Host) -> lab::Result<Player<'a>> {
+        self.play(host, "hold", "web1")
+    }
+
+    /// Every block is there, in the order of epochs, and so is every one that was acknowledged.
+    fn verify(&self, at: &Host, players: &[&Player<'_>]) -> lab::Result<String> {
+        let mut acked = String::new();
+        for player in players {
+            let path = format!("/tmp/{}-{}.acked", self.name, player.host.name);
+            at.push(&path, player.said()?.as_bytes())?;
+            acked.push_str(" --acked ");
+            acked.push_str(&path);
+        }
+        at.run(&format!(
+            "godwit-store -d {} drill verify web1{acked}",
+            self.directory
+        ))
+    }
+
+    fn end(self, at: &Host, players: &[&Player<'_>]) -> Outcome {
+        for player in players.iter().filter(|player| player.host.is_on()) {
+            // It may have ended by itself.
+            let _ = player.host.run(&format!("kill -9 -{}", player.group));
+        }
+        at.run(&format!("rm -rf {}", self.directory))?;
+        Ok(())
+    }
+}
+
+impl Player<'_> {
+    fn said(&self) -> lab::Result<String> {
+        self.host.run(&format!("cat {}", self.log))
+    }
+
+    fn blocks(&self) -> usize {
+        self.said()
+            .map_or(0, |said| said.matches(" acked ").count())
+    }
+
+    fn until_said(&self, what: &str) -> lab::Result<()> {
+        let waited_for = format!("{} on {} saying {what:?}", self.log, self.host.name);
+        eventually(&waited_for, || {
+            self.said()
+                .is_ok_and(|said| said.contains(what))
+                .then_some(())
+        })
+    }
+
+    fn until_at_work(&self) -> lab::Result<()> {
+        let before = self.blocks();
+        let waited_for = format!("{} writing", self.host.name);
+        eventually(&waited_for, || {
+            (self.blocks() >= before + SOME_BLOCKS).then_some(())
+        })
+    }
+}
+
+fn two(lab: &Lab) -> lab::Result<(&Host, &Host)> {
+    let [a, b, ..] = lab.hosts() else {
+        return Err("two hosts are needed".into());
+    };
+    Ok((a, b))
+}
+
+pub fn leases_one_wins_every_race(lab: &Lab) -> Outcome {
+    let story = Story::begin(lab, "race")?;
+    let race = format!("web1 --epochs {RACE_EPOCHS}");
+    let players = lab
+        .hosts()
+        .iter()
+        .map(|host| story.play(host, "race", &race))
+        .collect::<lab::Result<Vec<_>>>()?;
+    for player in &players {
+        let wait = format!(
+            "while kill -0 {} 2>/dev/null; do sleep 1; done",
+            player.group
+        );
+        player.host.run_within(RACE_LIMIT, &wait)?;
+    }
+    let mut won = Vec::new();
+    for player in &players {
+        let said = player.said()?;
+        let epoch = |line: &str| line.split(" won ").nth(1)?.parse::<u64>().ok();
+        won.extend(said.lines().filter_map(epoch));
+    }
+    won.sort_unstable();
+    let all: Vec<u64> = (0..RACE_EPOCHS / 2).map(|round| 2 * round + 1).collect();
+    assert!(won.starts_with(&all), "not one winner each: {won:?}");
+    story.end(players[0].host, &players.iter().collect::<Vec<_>>())
+}
+
+pub fn leases_a_power_cut_moves_the_guest(lab: &Lab) -> Outcome {
+    let (a, b) = two(lab)?;
+    let story = Story::begin(lab, "power")?;
+    let old = story.hold(a)?;
+    old.until_at_work()?;
+    let new = story.hold(b)?;
+    a.power_off()?;
+    new.until_at_work()?;
+    new.until_said("holds epoch 2")?;
+    story.verify(b, &[&new])?;
+    story.end(b, &[&new])
+}
+
+pub fn leases_a_thawed_holder_writes_nothing(lab: &Lab) -> Outcome {
+    let (a, b) = two(lab)?;
+    let story = Story::begin(lab, "thaw")?;
+    let old = story.hold(a)?;
+    old.until_at_work()?;
+    let new = story.hold(b)?;
+    a.freeze()?;
+    new.until_at_work()?;
+    a.thaw()?;
+    old.until_said("lost:")?;
+    new.until_at_work()?;
+    story.verify(b, &[&old, &new])?;
+    story.end(b, &[&old, &new])
+}
+
+/// The holder's clock shows that no time has passed: only the target can keep it out.
+pub fn leases_a_holder_whose_clock_stood_still_reaches_no_disk(lab: &Lab) -> Outcome {
+    let (a, b) = two(lab)?;
+    let story = Story::begin(lab, "clock")?;
+    let old = story.hold(a)?;
+    old.until_at_work()?;
+    let new = story.hold(b)?;
+    a.stop_clock()?;
+    new.until_at_work()?;
+    a.start_clock()?;
+    // Its writes fail, or it finds its lease taken, whichever comes first.
+    eventually("the old holder ending", || {
+        let said = old.said().ok()?;
+        (said.contains("lost:") || said.contains("failed:")).then_some(())
+    })?;
+    new.until_at_work()?;
+    // What the old one believes to have written after that went to a file without a name.
+    story.verify(b, &[&new])?;
+    story.end(b, &[&old, &new])
+}
+
+pub fn leases_a_cut_that_heals_in_time_is_a_pause(lab: &Lab) -> Outcome {
+    let (a, _) = two(lab)?;
+    let story = Story::begin(lab, "blip")?;
+    let holder = story.hold(a)?;
+    holder.until_at_work()?;
+    a.cut(Cable::Storage, Direction::Both);
+    holder.until_said(" pause")?;
+    a.heal(Cable::Storage, Direction::Both);
+    holder.until_said("run epoch 2")?;
+    holder.until_at_work()?;
+    story.verify(a, &[&holder])?;
+    story.end(a, &[&holder])
+}
+
+pub fn leases_a_cut_that_lasts_moves_the_guest(lab: &Lab) -> Outcome {
+    let (a, b) = two(lab)?;
+    let story = Story::begin(lab, "cut")?;
+    let old = story.hold(a)?;
+    old.until_at_work()?;
+    let new = story.hold(b)?;
+    a.cut(Cable::Storage, Direction::Both);
+    new.until_at_work()?;
+    old.until_said(" pause")?;
+    a.heal(Cable::Storage, Direction::Both);
+    old.until_said("lost:")?;
+    new.until_at_work()?;
+    story.verify(b, &[&old, &new])?;
+    story.end(b, &[&old, &new])
+}
+
+pub fn leases_a_storage_restart_moves_nobody(lab: &Lab) -> Outcome {
+    let (a, b) = two(lab)?;
+    let story = Story::begin(lab, "restart")?;
+    let holder = story.hold(a)?;
+    holder.until_at_work()?;
+    let contender = story.hold(b)?;
+    lab.storage().restart()?;
+    holder.until_at_work()?;
+    let said = contender.said()?;
+    assert!(
+        !said.contains("holds"),
+        "an outage that all saw moved the guest: {said}"
+    );
+    story.verify(a, &[&holder])?;
+    story.end(a, &[&holder, &contender])
+}
+
+pub fn leases_a_dead_agent_costs_no_guest(lab: &Lab) -> Outcome {
+    let (a, b) = two(lab)?;
+    let story = Story::begin(lab, "agent")?;
+    let agent = story.play(a, "beat", "web1")?;
+    agent.until_said("beats as")?;
+    let holder = story.play(a, "hold", "web1 --as-guest")?;
+    holder.until_at_work()?;
+    let contender = story.hold(b)?;
+    a.run(&format!("kill -9 -{}", agent.group))?;
+    // Longer than any watch: by the clock in the holder's own log.
+    let clock = |said: &str| said.lines().last()?.split(' ').next()?.parse::<f64>().ok();
+    let begun = clock(&holder.said()?).ok_or("the holder said nothing")?;
+    eventually("ten seconds of work without the agent", || {
+        clock(&holder.said().ok()?).filter(|now| *now > begun + 10.0)
+    })?;
+    let said = contender.said()?;
+    assert!(
+        !said.contains("holds"),
+        "a dead agent moved the guest: {said}"
+    );
+    story.verify(a, &[&holder])?;
+    story.end(a, &[&holder, &contender])
+}

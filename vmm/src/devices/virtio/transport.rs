@@ -485,7 +485,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::common::status;
-    use super::super::testing::{Guest, WINDOW};
+    use std::os::unix::net::UnixDatagram;
+
+    use shared_storage::image::{Disk, DiskOptions, Format};
+
+    use super::super::block::Block;
+    use super::super::net::{MacAddress, Net};
+    use super::super::tap::Tap;
+    use super::super::testing::{Guest, WINDOW, hostile_ring};
     use super::*;
     use crate::bus::BusDevice;
 
@@ -705,6 +712,66 @@ mod tests {
             if fresh.root.restore(&state).is_ok() {
                 let _ = fresh.root.resume();
             }
+        }
+    }
+
+    /// Each of the real devices, freshly made: the same again for the same `which`.
+    fn real(which: u8, image: &std::path::Path, wire: &UnixDatagram) -> Guest {
+        let device: Box<dyn VirtioDevice> = match which % 3 {
+            0 => {
+                let options = DiskOptions {
+                    readonly: true,
+                    ..DiskOptions::new(image, Format::Raw)
+                };
+                Box::new(Block::new(
+                    "blk",
+                    Arc::new(Disk::open(options).unwrap()),
+                    2,
+                    "s",
+                ))
+            }
+            1 => {
+                let tap = Tap::fake(wire.try_clone().unwrap().into());
+                Box::new(Net::new("net", MacAddress([2, 0, 0, 0, 0, 1]), tap))
+            }
+            _ => Box::new(crate::devices::virtio::rng::Rng::new()),
+        };
+        Guest::new(device)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn running_devices_survive_hostile_drivers_and_travel(
+            which in any::<u8>(),
+            ring in hostile_ring(),
+            features in prop_oneof![3 => Just(u64::MAX), 1 => any::<u64>()],
+            accesses in prop::collection::vec(
+                (0..5u8, any::<u64>(), prop::collection::vec(any::<u8>(), 1..9)), 0..48),
+        ) {
+            let image = tempfile::NamedTempFile::new().unwrap();
+            image.as_file().set_len(64 << 10).unwrap();
+            let (ours, theirs) = UnixDatagram::pair().unwrap();
+            theirs.set_nonblocking(true).unwrap();
+            ours.send(&[7; 100]).unwrap();
+            let mut guest = real(which, image.path(), &theirs);
+            guest.up(features | 1 << 32);
+            ring.install(&guest.memory);
+            for (kind, at, mut data) in accesses {
+                match kind {
+                    0 => guest.write(0x3000 + at % 16, &data),
+                    1 => guest.write(at % 60, &data),
+                    2 => guest.write(0x2000 + at % 64, &data),
+                    3 => guest.write(at % 0x8000, &data),
+                    _ => guest.root.ecam().read((1 << 15) + at % 4096, &mut data),
+                }
+            }
+            guest.root.pause();
+            let state = guest.root.save();
+            let fresh = real(which, image.path(), &theirs);
+            fresh.root.restore(&state).unwrap();
+            prop_assert_eq!(fresh.root.save(), state);
+            let _ = fresh.root.resume();
         }
     }
 }

@@ -13,14 +13,15 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::Kvm;
 use vmm_core::control::{Happening, Info};
 use vmm_core::lifecycle::State;
 use vmm_core::spec::Spec;
 
 use crate::events::Events;
+use crate::kvm::DirtyLog;
 use crate::lease::Lease;
 use crate::machine::{Backends, Built, Inspect, MachineError, MachineState, Paused, Running};
 use crate::memory::{self, GuestMemory};
@@ -78,8 +79,8 @@ pub struct Parts {
     pub masks: Vec<LeafMask>,
     /// Where the machine reports to.
     pub notices: Sender<Notice>,
-    /// The right to run it; none without a datastore.
-    pub lease: Option<Arc<Lease>>,
+    /// Epoch of the lease; none without a datastore, or before it was handed over.
+    pub epoch: Option<u64>,
 }
 
 enum Phase {
@@ -101,6 +102,9 @@ pub struct Guest {
     events: Events,
     reboots: AtomicU64,
     migrating: AtomicBool,
+    /// Epoch of the lease; 0 without one.
+    epoch: AtomicU64,
+    lease: OnceLock<Arc<Lease>>,
 }
 
 impl Guest {
@@ -126,6 +130,8 @@ impl Guest {
 
     fn with(parts: Parts, built: Built) -> Arc<Self> {
         Arc::new(Self {
+            epoch: AtomicU64::new(parts.epoch.unwrap_or(0)),
+            lease: OnceLock::new(),
             parts,
             inner: Mutex::new(Inner {
                 phase: Phase::Built(built),
@@ -135,6 +141,16 @@ impl Guest {
             reboots: AtomicU64::new(0),
             migrating: AtomicBool::new(false),
         })
+    }
+
+    /// KVM.
+    pub fn kvm(&self) -> &Kvm {
+        &self.parts.kvm
+    }
+
+    /// The lease was handed over to us under this epoch.
+    pub fn set_epoch(&self, epoch: u64) {
+        self.epoch.store(epoch, Ordering::Release);
     }
 
     /// What it is made of.
@@ -153,8 +169,17 @@ impl Guest {
     }
 
     /// The right to run it; none without a datastore.
-    pub fn lease(&self) -> Option<&Lease> {
-        self.parts.lease.as_deref()
+    pub fn lease(&self) -> Option<&Arc<Lease>> {
+        self.lease.get()
+    }
+
+    /// It runs under this lease from now on.
+    pub fn set_lease(&self, lease: Arc<Lease>) {
+        if let Some(epoch) = lease.epoch() {
+            self.set_epoch(epoch);
+        }
+        // A guest has one lease in its life; a second would be the same one.
+        let _ = self.lease.set(lease);
     }
 
     /// Where things that end it are reported.
@@ -333,9 +358,9 @@ impl Guest {
         }
     }
 
-    /// The descriptor of its present machine, for the dirty log; see [`Guest::reboots`].
-    pub fn vm(&self) -> Result<Arc<VmFd>, GuestError> {
-        self.inspect(|machine| machine.vm().fd.clone())
+    /// The dirty log of its present machine; see [`Guest::reboots`].
+    pub fn dirty_log(&self) -> Result<DirtyLog, GuestError> {
+        self.inspect(|machine| machine.vm().dirty_log())
     }
 
     /// Look at its machine in whatever state.
@@ -358,7 +383,7 @@ impl Guest {
             pid: std::process::id(),
             cpus: spec.cpus,
             memory_mib: spec.memory_mib,
-            epoch: self.lease().and_then(Lease::epoch),
+            epoch: Some(self.epoch.load(Ordering::Acquire)).filter(|epoch| *epoch > 0),
             reboots: self.reboots(),
         })
     }

@@ -161,6 +161,9 @@ fn obey(notice: LeaseNotice, guest: &Guest) -> Result<(), GuestError> {
             guest.events().tell(Happening::LeaseSuspended);
         }
         LeaseNotice::Run => {
+            if let Some(epoch) = guest.lease().and_then(|lease| lease.epoch()) {
+                guest.set_epoch(epoch);
+            }
             if guest.is_held_by(Hold::Lease) {
                 guest.unhold(Hold::Lease)?;
                 guest.events().tell(Happening::LeaseResumed);

@@ -54,7 +54,7 @@ fn bench(cpus: u32, config: &Config) -> Option<Bench> {
         backends,
         masks: Vec::new(),
         notices: sender,
-        lease: None,
+        epoch: None,
     };
     Some(Bench {
         parts,

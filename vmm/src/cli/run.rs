@@ -113,9 +113,12 @@ pub fn main(arguments: Arguments) -> Result<Ending, String> {
         backends,
         masks: Vec::new(),
         notices,
-        lease: lease.clone(),
+        epoch: None,
     });
     let guest = guest.map_err(|error| one_line(&error))?;
+    if let Some(lease) = &lease {
+        guest.set_lease(lease.clone());
+    }
     guest.start().map_err(|error| one_line(&error))?;
     if let Some(door) = &door {
         door.serve(guest.clone())

@@ -1,5 +1,6 @@
 //! The kernel's side of the hypervisor: opening KVM and making a virtual machine.
 
+mod dirty;
 mod router;
 
 use std::io;
@@ -7,7 +8,8 @@ use std::sync::Arc;
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 use vmm_sys_util::errno::Error as Errno;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -15,6 +17,7 @@ use crate::interrupt::Doorbells;
 use crate::layout::{KVM_IDENTITY_MAP, KVM_TSS};
 use crate::memory::GuestMemory;
 
+pub use dirty::{DirtyLog, PAGES_PER_WORD};
 pub use router::KvmRouter;
 
 /// Version of the KVM interface that has not changed since 2007 (api.rst, 4.1).
@@ -117,13 +120,7 @@ impl VirtualMachine {
             .map_err(request("create the interval timer"))?;
         let fd = Arc::new(fd);
         for (slot, region) in memory.iter().enumerate() {
-            let region = kvm_userspace_memory_region {
-                slot: slot as u32,
-                flags: 0,
-                guest_phys_addr: region.start_addr().raw_value(),
-                memory_size: region.len(),
-                userspace_addr: region.as_ptr() as u64,
-            };
+            let region = slot_region(slot, region, 0);
             // SAFETY: the region is mapped for as long as `memory`, which lives as long as
             // this machine; regions do not overlap.
             unsafe { fd.set_user_memory_region(region) }
@@ -131,6 +128,26 @@ impl VirtualMachine {
         }
         let router = Arc::new(KvmRouter::new(fd.clone())?);
         Ok(Self { fd, router, memory })
+    }
+
+    /// The log of the pages that its processors write.
+    pub fn dirty_log(&self) -> DirtyLog {
+        DirtyLog::new(self.fd.clone(), self.memory.clone())
+    }
+}
+
+/// Region `region` of guest memory as KVM's slot `slot`.
+fn slot_region(
+    slot: usize,
+    region: &GuestRegionMmap<AtomicBitmap>,
+    flags: u32,
+) -> kvm_userspace_memory_region {
+    kvm_userspace_memory_region {
+        slot: slot as u32,
+        flags,
+        guest_phys_addr: region.start_addr().raw_value(),
+        memory_size: region.len(),
+        userspace_addr: region.as_ptr() as u64,
     }
 }
 

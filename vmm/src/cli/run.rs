@@ -7,6 +7,7 @@ use std::sync::mpsc;
 
 use clap::Args;
 use shared_storage::gate::AlwaysOpen;
+use shared_storage::{StoreError, fence};
 use vmm_core::lifecycle::Ending;
 use vmm_core::spec::{DiskSpec, NetSpec, Spec};
 
@@ -87,7 +88,7 @@ fn memory_mib(text: &str) -> Result<u64, String> {
 }
 
 pub fn main(arguments: Arguments) -> Result<Ending, String> {
-    let spec = match &arguments.spec {
+    let mut spec = match &arguments.spec {
         Some(path) => read_spec(path)?,
         None => arguments.flags.spec()?,
     };
@@ -102,6 +103,9 @@ pub fn main(arguments: Arguments) -> Result<Ending, String> {
         Some(citizen) => Some(Arc::new(citizen.adopt().map_err(|error| one_line(&error))?)),
         None => None,
     };
+    if let Some(lease) = &lease {
+        find_disks(&mut spec, lease).map_err(|error| one_line(&error))?;
+    }
     let access = disk_access(lease.as_deref());
     let door = arguments.doors.api_socket.as_deref().map(Door::open);
     let door = door.transpose().map_err(|error| one_line(&error))?;
@@ -130,6 +134,17 @@ pub fn main(arguments: Arguments) -> Result<Ending, String> {
             .map_err(|error| format!("cannot watch over the lease: {error}"))?;
     }
     Ok(drive(&guest, &inbox))
+}
+
+/// A takeover, or the successor of a process that died, moves the disks to files of its
+/// epoch: only now that the lease is ours is it certain where they lie.
+fn find_disks(spec: &mut Spec, lease: &Lease) -> Result<(), StoreError> {
+    let (root, epoch) = (lease.citizen().store().root(), lease.epoch());
+    for disk in spec.disks.iter_mut().filter(|disk| !disk.readonly) {
+        let path = fence::resolve(&root.join(&disk.path), epoch.unwrap_or_default())?;
+        disk.path = path.to_string_lossy().into_owned();
+    }
+    Ok(())
 }
 
 /// Under a lease every byte passes its gate, and images lie in its datastore.

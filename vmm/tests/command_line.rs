@@ -1,0 +1,174 @@
+//! The `vmm` command as people meet it: what it refuses and how, and how guests end.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+/// Where the little guests lie.
+const CODE_AT: u32 = 0x10_0000;
+
+fn vmm(dir: &Path, arguments: &[&str]) -> Output {
+    let command = Command::new(env!("CARGO_BIN_EXE_vmm"))
+        .args(arguments)
+        .current_dir(dir)
+        .stdin(Stdio::null())
+        .output();
+    command.expect("the vmm can be run")
+}
+
+/// `true`, said loudly, where guests cannot run.
+fn cannot_run_guests() -> bool {
+    let cannot = vmm::kvm::open().is_err();
+    if cannot {
+        println!("SKIPPED: no usable /dev/kvm here");
+    }
+    cannot
+}
+
+/// An ELF image with a PVH note (Xen's elfnote.h, `XEN_ELFNOTE_PHYS32_ENTRY`) around `code`.
+fn kernel(code: &[u8]) -> Vec<u8> {
+    const NOTE_AT: u64 = 64 + 2 * 56;
+    const CODE_FILE_AT: u64 = 256;
+    let mut image = Vec::new();
+    image.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
+    image.extend([2u16, 62].map(u16::to_le_bytes).concat());
+    image.extend(1u32.to_le_bytes());
+    image.extend([u64::from(CODE_AT), 64, 0].map(u64::to_le_bytes).concat());
+    image.extend(0u32.to_le_bytes());
+    image.extend([64u16, 56, 2, 0, 0, 0].map(u16::to_le_bytes).concat());
+    let mut header = |kind: u32, offset: u64, address: u64, bytes: u64| {
+        image.extend([kind, 7].map(u32::to_le_bytes).concat());
+        let rest = [offset, address, address, bytes, bytes, 4];
+        image.extend(rest.map(u64::to_le_bytes).concat());
+    };
+    header(1, CODE_FILE_AT, u64::from(CODE_AT), code.len() as u64);
+    header(4, NOTE_AT, 0, 20);
+    image.extend([4u32, 4, 18].map(u32::to_le_bytes).concat());
+    image.extend(b"Xen\0");
+    image.extend(CODE_AT.to_le_bytes());
+    image.resize(CODE_FILE_AT as usize, 0);
+    image.extend(code);
+    image
+}
+
+/// 32-bit code: write `value` to `port`.
+fn out(port: u16, value: u8) -> Vec<u8> {
+    let [low, high] = port.to_le_bytes();
+    vec![0x66, 0xba, low, high, 0xb0, value, 0xee]
+}
+
+#[test]
+fn what_cannot_be_is_refused_in_one_line_and_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    std::fs::write(path("kernel"), kernel(&[0xf4])).unwrap();
+    std::fs::write(path("text"), "no kernel at all").unwrap();
+    std::fs::write(path("short.qcow2"), "QFI\u{fb}").unwrap();
+    std::fs::write(
+        path("unknown.toml"),
+        "name = 'a'\nkernel = 'kernel'\ncolour = 1\n",
+    )
+    .unwrap();
+    let needs_kvm: [(&[&str], &str); 7] = [
+        (&["run", "--kernel", "absent"], "absent"),
+        (
+            &["run", "--kernel", "text"],
+            "a bzImage (vmlinuz) or an ELF image",
+        ),
+        (
+            &["run", "--kernel", "kernel", "--initramfs", "absent"],
+            "initramfs absent",
+        ),
+        (
+            &["run", "--kernel", "kernel", "--disk", "path=absent"],
+            "image absent does not exist",
+        ),
+        (
+            &[
+                "run",
+                "--kernel",
+                "kernel",
+                "--disk",
+                "path=short.qcow2,format=qcow2",
+            ],
+            "short.qcow2",
+        ),
+        (
+            &[
+                "run",
+                "--kernel",
+                "kernel",
+                "--net",
+                "tap=absent,mac=52:54:00:00:00:01",
+            ],
+            "ip tuntap add dev absent",
+        ),
+        (
+            &["run", "--kernel", "kernel", "--memory", "1000000G"],
+            "MiB",
+        ),
+    ];
+    let anywhere: [(&[&str], &str); 6] = [
+        (&["run"], "give a spec file, or at least --kernel"),
+        (&["run", "absent.toml"], "absent.toml: No such file"),
+        (&["run", "unknown.toml"], "line 3: unknown field `colour`"),
+        (&["run", "--kernel", "kernel", "--cpus", "65"], "1 to 64"),
+        (
+            &["run", "--kernel", "kernel", "--console", "file=/absent/x"],
+            "choose a path",
+        ),
+        (
+            &["ctl", "--api-socket", "absent", "info"],
+            "is its VMM running?",
+        ),
+    ];
+    let mut cases = anywhere.to_vec();
+    if !cannot_run_guests() {
+        cases.extend(needs_kvm);
+    }
+    let before = std::fs::read_dir(dir.path()).unwrap().count();
+    for (arguments, part) in cases {
+        let output = vmm(dir.path(), arguments);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
+        assert!(said.contains(part), "{arguments:?}: {said}");
+        assert_eq!(said.lines().count(), 1, "{arguments:?}: {said}");
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), before);
+}
+
+#[test]
+fn settings_that_contradict_each_other_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    for arguments in [
+        ["run", "web1.toml", "--kernel", "kernel"],
+        ["run", "--kernel", "kernel", "--frobnicate"],
+        ["run", "--kernel", "kernel", "--disk=path=a,path=b"],
+    ] {
+        let output = vmm(dir.path(), &arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+    }
+}
+
+#[test]
+fn every_end_has_its_code() {
+    if cannot_run_guests() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    // Loads an empty interrupt table, then traps: nothing is left to take the fault.
+    let crash = [&[0x0f, 0x01, 0x1d, 0, 0, 0x20, 0][..], &[0x0f, 0x0b]].concat();
+    let halt = vec![0xf4];
+    for (name, code, expected, part) in [
+        ("off", out(0x600, 0x34), 0, ""),
+        ("panic", out(0x505, 1), 10, "panicked"),
+        ("crash", crash, 11, "triple fault"),
+    ] {
+        let program = [out(0x3f8, b'G'), code, halt.clone()].concat();
+        std::fs::write(dir.path().join(name), kernel(&program)).unwrap();
+        let output = vmm(dir.path(), &["run", "--kernel", name, "--memory", "16"]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(expected), "{name}: {said}");
+        assert_eq!(output.stdout, b"G", "{name}");
+        assert!(said.contains(part), "{name}: {said}");
+    }
+}

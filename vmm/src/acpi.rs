@@ -30,6 +30,9 @@ const OEM_REVISION: u32 = 1;
 /// The revision in which integers of the DSDT have 64 bits.
 const DSDT_REVISION: u8 = 6;
 const HEADER_BYTES: u32 = 36;
+// ACPI 6.5 §5.2.9.3.
+const BOOT_ARCH_NO_VGA: u16 = 1 << 2;
+const BOOT_ARCH_NO_CMOS_CLOCK: u16 = 1 << 5;
 /// The value that tells a power button's device that it was pressed (ACPI 6.5 §5.6.6).
 const PRESSED: u8 = 0x80;
 
@@ -103,6 +106,8 @@ fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton);
     let (control, status) = sleep_ports();
+    // Linux would wait for each answer of a real-time clock that is not there.
+    fadt.iapc_boot_arch = (BOOT_ARCH_NO_VGA | BOOT_ARCH_NO_CMOS_CLOCK).into();
     fadt.reset_reg = byte_register(reset_port());
     fadt.reset_value = RESET_VALUE;
     fadt.sleep_control_reg = byte_register(control);

@@ -187,6 +187,13 @@ impl Admission {
         if let Some(refusal) = self.hopeless(index) {
             return Err(refusal);
         }
+        // One guest more never makes room: what is not survived now will not be then.
+        let before = self.check();
+        if !matches!(before, Checked::Safe) {
+            let mut refusal = self.refusal(before, None);
+            refusal.because = format!("already {}", refusal.because);
+            return Err(refusal);
+        }
         let candidates = self.candidates(index, at);
         if candidates.is_empty() {
             return Err(self.no_host(index));

@@ -12,13 +12,14 @@ use alloc::vec::Vec;
 
 use storage_core::hold::Hold;
 
+use crate::admission::{Admission, Admitted, Refusal, Reserve};
 use crate::event::{Action, Event, Level, Record, StopHow};
 use crate::health::{Change, HostState, Peer, Wanted};
 use crate::leader::{Contest, vacancy};
 use crate::leading::Leading;
 use crate::member::Member;
 use crate::messages::{Beat, HostNote, Incarnation, LeaseSeen, Message, Report};
-use crate::model::{Cluster, GuestId, HostId};
+use crate::model::{Cluster, Guest, GuestId, HostId, Resources};
 use crate::settings::{Inventory, IsolationResponse, Settings, Waits};
 
 /// Up to so many hosts each beats to each; beyond, to the leader and its neighbours.
@@ -119,6 +120,31 @@ impl Brain {
             .as_ref()
             .map(Leading::waiting)
             .unwrap_or_default()
+    }
+
+    /// On the leader: may this guest be started, or have this reservation, under the admission
+    /// policy? An admitted guest goes where the verdict says once it is wanted. `None`: this
+    /// host does not lead; ask the one that does.
+    pub fn admit(&mut self, name: &GuestId, guest: &Guest) -> Option<Result<Admitted, Refusal>> {
+        let policy = self.settings().admission;
+        let leading = self.leading.as_mut()?;
+        let verdict = Admission::new(leading.cluster(), policy).may_start(name, guest);
+        if let Ok(admitted) = &verdict {
+            leading.failover.hint(name, admitted.host.clone());
+        }
+        Some(verdict)
+    }
+
+    /// On the leader: may this host be emptied for maintenance under the admission policy?
+    pub fn may_rest(&self, host: &str) -> Option<Result<(), Refusal>> {
+        let policy = self.settings().admission;
+        Some(Admission::new(self.cluster()?, policy).may_rest(host))
+    }
+
+    /// On the leader: how many more guests of this size would be admitted?
+    pub fn reserve(&self, size: Resources) -> Option<Reserve> {
+        let policy = self.settings().admission;
+        Some(Admission::new(self.cluster()?, policy).reserve(size))
     }
 
     /// The state of another host as seen from here, and since when.

@@ -21,7 +21,7 @@ use alloc::vec::Vec;
 use crate::messages::{GuestState, StartOutcome};
 use crate::model::{Cluster, Desired, GuestId, HostId, HostMode, Priority, Readiness, Resources};
 use crate::owners::{Loss, Owners, Whereabouts};
-use crate::placement::{Usage, place, usage};
+use crate::placement::{Choice, Nowhere, Usage, place, usage};
 use crate::rules::RuleBook;
 use crate::settings::Settings;
 
@@ -99,6 +99,8 @@ pub struct Failover {
     troubles: BTreeMap<GuestId, Trouble>,
     lost_since_us: BTreeMap<GuestId, u64>,
     said: BTreeMap<GuestId, String>,
+    /// Where admission control found that a guest goes best.
+    hints: BTreeMap<GuestId, HostId>,
 }
 
 impl Failover {
@@ -117,6 +119,11 @@ impl Failover {
     /// Guests that wait, and for what.
     pub fn waiting(&self) -> impl Iterator<Item = (&GuestId, &String)> {
         self.said.iter()
+    }
+
+    /// Admission control found a host for a guest that is about to be wanted.
+    pub fn hint(&mut self, guest: &GuestId, host: HostId) {
+        self.hints.insert(guest.clone(), host);
     }
 
     /// Gives a guest, or all, a fresh start: the operator changed something.
@@ -295,6 +302,8 @@ impl Failover {
             .retain(|guest, _| at.cluster.guests.contains_key(guest));
         self.said
             .retain(|guest, _| at.cluster.guests.contains_key(guest));
+        self.hints
+            .retain(|guest, _| at.cluster.guests.contains_key(guest));
         lost
     }
 
@@ -331,7 +340,7 @@ impl Failover {
         }
         let mut avoid = trouble.tried.clone();
         avoid.extend(plan.full(at.settings));
-        match place(&plan.cluster, &plan.book, &plan.usage, guest, &avoid) {
+        match self.find_place(guest, &avoid, plan) {
             Ok(choice) => {
                 plan.take(guest, &choice.host);
                 Next::Start(choice.host, format!("{}; {}", why(loss), choice.because))
@@ -353,6 +362,29 @@ impl Failover {
                 Next::Nothing
             }
         }
+    }
+
+    /// Where admission control said if that still holds, else the best place there is.
+    fn find_place(
+        &mut self,
+        guest: &GuestId,
+        avoid: &BTreeSet<HostId>,
+        plan: &Plan<'_>,
+    ) -> Result<Choice, Nowhere> {
+        if let Some(hint) = self
+            .hints
+            .remove(guest)
+            .filter(|host| !avoid.contains(host))
+        {
+            let hosts = plan.cluster.hosts.keys();
+            let others = hosts.filter(|host| **host != hint).cloned().collect();
+            let hinted = place(&plan.cluster, &plan.book, &plan.usage, guest, &others);
+            if let Ok(Choice { host, .. }) = hinted {
+                let because = format!("admission control chose {host}");
+                return Ok(Choice { host, because });
+            }
+        }
+        place(&plan.cluster, &plan.book, &plan.usage, guest, avoid)
     }
 
     /// What the guest has to wait for, if it has to.

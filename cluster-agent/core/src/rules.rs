@@ -2,12 +2,16 @@
 //!
 //! Keep-together, keep-apart and hard guest-host rules bind; soft guest-host rules cost.
 
+mod contradictions;
+
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::model::{Affinity, Cluster, Guest, GuestId, Host, HostId, Rule};
+
+pub use contradictions::{Contradiction, contradictions, contradicts};
 
 /// The rules, found by the guests they bind.
 #[derive(Debug, Clone, Default)]

@@ -6,7 +6,7 @@ use storage_core::record::HeartbeatRecord;
 
 use super::*;
 use crate::messages::{GuestState, Holder, LocalGuest, StartOutcome};
-use crate::model::{Guest, Resources};
+use crate::model::{Desired, Guest, Resources};
 use crate::settings::HostEntry;
 
 const MS: u64 = 1000;
@@ -196,4 +196,65 @@ fn a_stale_leader_is_not_obeyed() {
             .iter()
             .any(|a| matches!(a, Action::Start { from_epoch: 3, .. }))
     );
+}
+
+#[test]
+fn admission_is_asked_of_the_leader_and_its_choice_is_kept() {
+    let mut brain = Brain::new("a".into(), Incarnation([7; 16]));
+    let web = String::from("web");
+    let guest = Guest::sized(Resources::new(1000, 1024));
+    assert_eq!(brain.admit(&web, &guest), None);
+    leader(&mut brain, 0, &["a"], &["web"]);
+    let large = Guest::sized(Resources::new(1000, 64 * 1024));
+    let refusal = brain.admit(&"db".into(), &large).unwrap().unwrap_err();
+    assert!(
+        refusal.proved && !refusal.remedies.is_empty(),
+        "{refusal:?}"
+    );
+    let seen = LeaseSeen::default();
+    brain.step(
+        1,
+        Event::GuestLease {
+            guest: web.clone(),
+            seen,
+        },
+    );
+    assert_eq!(brain.admit(&web, &guest).unwrap().unwrap().host, "a");
+    let actions = brain.step(2, Event::Tick);
+    let because = actions.iter().find_map(|action| match action {
+        Action::Start { because, .. } => Some(because.as_str()),
+        _ => None,
+    });
+    assert!(because.unwrap().contains("admission control chose a"));
+    let reserve = brain.reserve(Resources::new(1000, 4096)).unwrap();
+    assert_eq!(reserve.fits, 3, "{}", reserve.words);
+}
+
+#[test]
+fn what_shall_not_run_is_stopped_where_it_runs_once() {
+    let mut brain = Brain::new("b".into(), Incarnation([9; 16]));
+    let Event::Inventory(mut stopped) = inventory(&["a", "b"], &["web"]) else {
+        unreachable!("it is an inventory")
+    };
+    stopped.guests.get_mut("web").unwrap().desired = Desired::Stopped;
+    brain.step(0, Event::Inventory(stopped));
+    let local = LocalGuest {
+        epoch: 3,
+        state: GuestState::Running { beating: true },
+        running_ms: 0,
+    };
+    let guest = String::from("web");
+    brain.step(
+        0,
+        Event::Local {
+            guest,
+            now: Some(local),
+        },
+    );
+    let stops = |actions: Vec<Action>| {
+        let stop = |action: &&Action| matches!(action, Action::Stop { .. });
+        actions.iter().filter(stop).count()
+    };
+    assert_eq!(stops(brain.step(1, Event::Tick)), 1);
+    assert_eq!(stops(brain.step(2, Event::Tick)), 0);
 }

@@ -29,7 +29,7 @@ pub struct PlanArguments {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=5))]
     pub threshold: u8,
     /// No more steps than this.
-    #[arg(long, default_value_t = 2000)]
+    #[arg(long, default_value_t = 250)]
     pub max_steps: u32,
     /// Migrations at a time in the whole cluster.
     #[arg(long, default_value_t = 8)]

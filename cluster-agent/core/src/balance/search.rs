@@ -13,10 +13,12 @@ use super::measure::{Objective, Shift};
 use crate::admission::ledger::H;
 use crate::model::Resources;
 
-/// Hosts looked at per direction of pressure: sources.
-const SOURCES: usize = 3;
-/// Hosts looked at per direction of pressure: targets.
-const TARGETS: usize = 4;
+/// Hosts looked at for CPU, for memory and for both: sources.
+const SOURCES: [usize; 3] = [2, 2, 2];
+/// Hosts looked at for CPU, for memory and for both: targets.
+const TARGETS: [usize; 3] = [3, 3, 3];
+/// Hosts with room that a walk looks for.
+const FOUND: usize = 4;
 /// Steps that are looked at closely.
 const CLOSELY: usize = 8;
 /// Hosts walked over to find room for a unit that none of the targets takes.
@@ -136,8 +138,8 @@ impl Search {
 }
 
 fn ends<O: Objective>(field: &Field, objective: &O, stuck: &[bool]) -> Ends {
-    let mut hot: [Best<H>; 3] = core::array::from_fn(|_| Best::new(SOURCES));
-    let mut cool: [Best<H>; 3] = core::array::from_fn(|_| Best::new(TARGETS));
+    let mut hot: [Best<H>; 3] = SOURCES.map(Best::new);
+    let mut cool: [Best<H>; 3] = TARGETS.map(Best::new);
     for host in field.hosts() {
         if !field.serves(host) {
             continue;
@@ -217,7 +219,7 @@ fn walk<O: Objective>(
     let mut found = 0;
     for target in order.iter().take(reach) {
         found += usize::from(look(field, objective, unit, *target, best));
-        if found == TARGETS {
+        if found == FOUND {
             break;
         }
     }

@@ -23,7 +23,7 @@ pub struct Balance {
     pub measure: Measure,
     /// 1 (conservative) to 5 (eager): how much more than it costs a move must gain.
     pub threshold: u8,
-    /// No more steps than this in a plan.
+    /// No more steps than this in a plan; the next round goes on from there.
     pub max_steps: u32,
     /// Migrations at a time in the whole cluster.
     pub at_once: u32,
@@ -44,7 +44,7 @@ impl Default for Balance {
         Self {
             measure: Measure::Waiting,
             threshold: 3,
-            max_steps: 2000,
+            max_steps: 250,
             at_once: 8,
             at_once_per_host: 2,
             admission: AdmissionPolicy::default(),

@@ -26,6 +26,8 @@ const ROOT_BITS: u32 = 10;
 const RECIPROCAL_BITS: u32 = 52;
 /// Binary digits of a slope.
 const SLOPE_BITS: u32 = 30;
+/// Binary digits of a growth that an estimate leaves out, so that 64 bits hold the rest.
+const ROUGH_BITS: u32 = 12;
 
 /// The measure.
 pub(crate) struct Spread {
@@ -36,7 +38,7 @@ pub(crate) struct Spread {
     sum: [i64; 2],
     squares: [i128; 2],
     root: [i64; 2],
-    slope: [i128; 2],
+    slope: [i64; 2],
     min_gain: i64,
     min_gain_below: i64,
 }
@@ -135,15 +137,16 @@ impl Spread {
             self.root[dimension] = root(i128::from(self.n) * self.squares[dimension] - sum * sum);
             let steep =
                 i128::from(self.root[dimension]).max(i128::from(self.n.max(1)) << ROOT_BITS);
-            self.slope[dimension] = (1_i128 << (SLOPE_BITS + 2 * ROOT_BITS)) / (2 * steep);
+            let slope = (1_i128 << (SLOPE_BITS + 2 * ROOT_BITS)) / (2 * steep);
+            self.slope[dimension] = slope as i64;
         }
     }
 
     /// By how much the two `Q` grow.
     fn growth(&self, field: &Field, shift: &Shift) -> [i128; 2] {
         let (from, to) = shift.after(field);
-        let mut sum = [0_i128; 2];
-        let mut squares = [0_i128; 2];
+        let mut sum = [0_i64; 2];
+        let mut squares = [0_i64; 2];
         for (host, load) in [(shift.from as usize, from), (shift.to as usize, to)] {
             if !self.counts[host] {
                 continue;
@@ -151,12 +154,13 @@ impl Spread {
             let new = share(load, self.reciprocal[host]);
             for dimension in 0..2 {
                 let (old, new) = (self.share[host][dimension], new[dimension]);
-                sum[dimension] += i128::from(new - old);
-                squares[dimension] += i128::from(new - old) * i128::from(new + old);
+                sum[dimension] += new - old;
+                squares[dimension] += (new - old) * (new + old);
             }
         }
         core::array::from_fn(|d| {
-            i128::from(self.n) * squares[d] - sum[d] * (2 * i128::from(self.sum[d]) + sum[d])
+            i128::from(self.n) * i128::from(squares[d])
+                - i128::from(sum[d]) * i128::from(2 * self.sum[d] + sum[d])
         })
     }
 }
@@ -166,8 +170,11 @@ impl Objective for Spread {
 
     fn estimate(&self, field: &Field, shift: &Shift) -> i64 {
         let growth = self.growth(field, shift);
-        let sum = growth[0] * self.slope[0] + growth[1] * self.slope[1];
-        (-(sum >> SLOPE_BITS)) as i64
+        let rise = |d: usize| {
+            let rough = (growth[d] >> ROUGH_BITS) as i64;
+            i128::from(rough) * i128::from(self.slope[d])
+        };
+        (-((rise(0) + rise(1)) >> (SLOPE_BITS - ROUGH_BITS))) as i64
     }
 
     fn gain(&self, field: &Field, shift: &Shift) -> i64 {
@@ -182,7 +189,8 @@ impl Objective for Spread {
 
     fn pressure(&self, _: &Field, host: H) -> [i64; 3] {
         let [cpu, memory] = self.share[host as usize];
-        let both = i128::from(cpu) * self.slope[0] + i128::from(memory) * self.slope[1];
+        let both = i128::from(cpu) * i128::from(self.slope[0])
+            + i128::from(memory) * i128::from(self.slope[1]);
         [cpu, memory, (both >> ROOT_BITS) as i64]
     }
 
@@ -191,8 +199,11 @@ impl Objective for Spread {
         0
     }
 
-    fn worth(&self, _: &Field, _: &Shift, gain: i64, _: u64) -> bool {
-        gain > 0 && (self.total() > self.min_gain_below || gain >= self.min_gain)
+    fn worth(&self, _: &Field, shift: &Shift, gain: i64, _: u64) -> bool {
+        let bad = self.total() > self.min_gain_below;
+        // A swap is two moves: only where the score is bad and single moves do not help.
+        let swap = shift.back != Resources::default();
+        gain > 0 && (bad || !swap && gain >= self.min_gain)
     }
 
     fn merit(&self, gain: i64, _: u64) -> i64 {

@@ -2,12 +2,21 @@
 
 use std::process::ExitCode;
 
+use lab::Settings;
+use lab::artefacts::catalogue;
+
 fn main() -> ExitCode {
-    lab::scenario::run(
-        &lab::Settings {
-            name: "e2e".into(),
-            ..lab::Settings::default()
-        },
-        e2e::ALL,
-    )
+    let datastore = match catalogue(&["busybox", "debian"]) {
+        Ok(datastore) => datastore,
+        Err(error) => {
+            println!("FAILED to make the guests' images: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let settings = Settings {
+        name: "e2e".into(),
+        datastore: Some(datastore),
+        ..Settings::default()
+    };
+    lab::scenario::run(&settings, e2e::ALL)
 }

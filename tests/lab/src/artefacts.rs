@@ -170,6 +170,30 @@ pub fn appliance() -> Result<Appliance> {
     Ok(made)
 }
 
+/// A directory that [`crate::Settings::datastore`] can name: the catalogue with the Linux guests
+/// (`images/busybox`, `images/debian`), made by their recipe if they are missing. Minutes the
+/// first time; `GODWIT_LAB_IMAGES` names a directory that has them already.
+pub fn catalogue(names: &[&str]) -> Result<PathBuf> {
+    let _held = BuildLock::take()?;
+    let made = std::env::var_os("GODWIT_LAB_IMAGES")
+        .map_or_else(|| build_directory().join("images"), PathBuf::from);
+    let datastore = build_directory().join("lab/datastore");
+    let _ = fs::remove_dir_all(&datastore);
+    for name in names {
+        let (from, to) = (made.join(name), datastore.join("images").join(name));
+        if !from.join("image.toml").exists() {
+            run_tool(Command::new(workspace().join("guest-images/linux/build")).arg(name))?;
+        }
+        fs::create_dir_all(&to).during("create", &to)?;
+        for file in ["image.toml", "vmlinux", "initramfs.cpio", "root.qcow2"] {
+            if from.join(file).exists() {
+                fs::hard_link(from.join(file), to.join(file)).during("link", to.join(file))?;
+            }
+        }
+    }
+    Ok(datastore)
+}
+
 fn changed(path: &Path) -> Option<SystemTime> {
     fs::metadata(path)
         .and_then(|metadata| metadata.modified())

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Access, access};
 
@@ -23,6 +24,24 @@ const KERNEL_COMMAND_LINE: &str = "console=ttyS0 panic=1 quiet mitigations=off n
 
 /// What the emulated hosts run on, found out once.
 pub static ACCELERATOR: LazyLock<Accelerator> = LazyLock::new(Accelerator::find);
+
+/// What the emulated machine's kernel is told of its time-stamp counter, which is this machine's:
+/// measured by itself while other work delays the emulation, it comes out wrong by factors, and so
+/// does every clock. Rounded, so that the same machine gives the same template; the kernel refines it.
+static TSC_KHZ: LazyLock<u64> = LazyLock::new(|| {
+    const ROUNDED_TO_KHZ: u64 = 5000;
+    let (begun, first) = (Instant::now(), ticks());
+    while begun.elapsed() < Duration::from_millis(20) {
+        std::hint::spin_loop();
+    }
+    let khz = (ticks() - first) * 1000 / begun.elapsed().as_micros().max(1) as u64;
+    (khz + ROUNDED_TO_KHZ / 2) / ROUNDED_TO_KHZ * ROUNDED_TO_KHZ
+});
+
+fn ticks() -> u64 {
+    // SAFETY: RDTSC is there on every x86-64 processor and touches no memory.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
 
 /// How guests inside the hosts get their /dev/kvm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,7 +156,11 @@ impl Machine {
             .arg(&self.kernel)
             .arg("-initrd")
             .arg(&self.initramfs);
-        command.args(["-append", KERNEL_COMMAND_LINE]);
+        let tsc = match *ACCELERATOR {
+            Accelerator::Emulated => format!(" tsc_early_khz={}", *TSC_KHZ),
+            Accelerator::Nested => String::new(),
+        };
+        command.args(["-append", &format!("{KERNEL_COMMAND_LINE}{tsc}")]);
         command
             .arg("-qmp")
             .arg(listening("unix:", &self.qmp_socket()));

@@ -11,7 +11,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use lab::artefacts::build_directory;
+use lab::artefacts::{build_directory, catalogue};
 use lab::supervisor::{Fault, Request, ask, is_up, serve};
 use lab::{Cable, Direction, FileSystem, Lab, LabError, Settings};
 
@@ -99,6 +99,9 @@ struct Up {
     /// A directory whose content the datastore has from the start.
     #[arg(long)]
     datastore: Option<PathBuf>,
+    /// Give the datastore the Linux guests as its catalogue of images.
+    #[arg(long, conflicts_with = "datastore")]
+    catalogue: bool,
     /// Keep the datastore on ext4 instead of XFS: no reflinks, files of any size from the start.
     #[arg(long)]
     ext4: bool,
@@ -167,7 +170,7 @@ fn run(Arguments { name, verb }: Arguments) -> lab::Result<i32> {
         Verb::Up(up) => return start(&name, &up),
         Verb::Supervise(up) => {
             let idle = Duration::from_hours(up.idle_hours);
-            let lab = Lab::start(&settings(&name, &up))?;
+            let lab = Lab::start(&settings(&name, &up)?)?;
             return serve(lab, &name, idle).map(|()| 0);
         }
         Verb::Exec { host, command } => {
@@ -211,19 +214,24 @@ fn run(Arguments { name, verb }: Arguments) -> lab::Result<i32> {
     ask(&name, &request, None, &mut io::stdout(), &mut io::stderr())
 }
 
-fn settings(name: &str, up: &Up) -> Settings {
-    Settings {
+fn settings(name: &str, up: &Up) -> lab::Result<Settings> {
+    let catalogue = if up.catalogue {
+        Some(catalogue(&["busybox", "debian"])?)
+    } else {
+        None
+    };
+    Ok(Settings {
         hosts: up.hosts,
         memory_mib: up.memory_mib,
         name: name.into(),
-        datastore: up.datastore.clone(),
+        datastore: catalogue.or_else(|| up.datastore.clone()),
         file_system: if up.ext4 {
             FileSystem::Ext4
         } else {
             FileSystem::Xfs
         },
         files: up.file.clone(),
-    }
+    })
 }
 
 /// Starts the supervisor in the background and waits until the lab is up.
@@ -252,6 +260,9 @@ fn start(name: &str, up: &Up) -> lab::Result<i32> {
     supervisor.args(["--idle-hours", &up.idle_hours.to_string()]);
     if let Some(path) = &up.datastore {
         supervisor.arg("--datastore").arg(path);
+    }
+    if up.catalogue {
+        supervisor.arg("--catalogue");
     }
     if up.ext4 {
         supervisor.arg("--ext4");

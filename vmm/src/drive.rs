@@ -1,5 +1,6 @@
 //! The driving loop: acts on what the machine reports until the guest ends.
 
+use std::collections::VecDeque;
 use std::sync::mpsc::Receiver;
 
 use vmm_core::control::Happening;
@@ -12,17 +13,18 @@ use crate::notice::Notice;
 
 /// Drive the guest to its end. Reasons for the end that need words go to the standard error.
 pub fn drive(guest: &Guest, notices: &Receiver<Notice>) -> Ending {
+    let mut kept = VecDeque::new();
     let ending = loop {
         // All senders are gone only when the guest is.
-        let Ok(notice) = notices.recv() else {
+        let Some(notice) = kept.pop_front().or_else(|| notices.recv().ok()) else {
             break Ending::Failed;
         };
         match notice {
             Notice::Off => break Ending::PoweredOff,
             Notice::Reset => {
-                // Several processors may have asked for the one reset they get.
-                while let Ok(Notice::Reset) = notices.try_recv() {}
-                if let Err(error) = guest.reboot() {
+                // The old machine may have asked several times for the one reset it gets.
+                let settle = || kept.extend(notices.try_iter().filter(|n| *n != Notice::Reset));
+                if let Err(error) = guest.reboot(settle) {
                     say(&format!("cannot reboot the guest: {}", one_line(&error)));
                     break Ending::Failed;
                 }

@@ -306,13 +306,15 @@ impl Guest {
     }
 
     /// A fresh machine in place of this one; memory is cleared, disks and taps stay open.
-    pub fn reboot(&self) -> Result<(), GuestError> {
+    /// `between` is called when the old machine has said its last and the new one nothing.
+    pub fn reboot(&self, between: impl FnOnce()) -> Result<(), GuestError> {
         let mut inner = self.lock();
         if matches!(inner.phase, Phase::Gone) {
             return Err(GuestError::Gone);
         }
         // The old machine goes before its memory does.
         inner.phase = Phase::Gone;
+        between();
         memory::clear(self.memory()).map_err(|source| GuestError::Io {
             act: "clear guest memory",
             source,

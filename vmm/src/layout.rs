@@ -35,7 +35,9 @@ pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// ACPI tables.
 pub const ACPI_TABLES: u64 = 0xe_0000;
 /// End of the room for ACPI tables.
-pub const ACPI_TABLES_END: u64 = 0x10_0000;
+pub const ACPI_TABLES_END: u64 = RESET_VECTOR;
+/// Where a processor starts in a BIOS: the last paragraph of the first MiB.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// RAM for the kernel starts here.
 pub const HIGH_RAM: u64 = 0x10_0000;
 /// Where a bzImage is loaded.

@@ -145,7 +145,7 @@ fn a_guest_reboots_in_place() {
     guest.start().unwrap();
     let memory = guest.memory().clone();
     wait(&memory, "the probe", Report::is_running);
-    guest.reboot().unwrap();
+    guest.reboot(|| {}).unwrap();
     assert_eq!(guest.reboots(), 1);
     let again = wait(&memory, "the probe again", Report::is_running);
     assert_eq!(again.bad_pages(), 0);

@@ -3,6 +3,7 @@
 mod linux;
 mod pvh;
 pub mod registers;
+mod reset_vector;
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -111,6 +112,7 @@ pub fn load(spec: &Spec, memory: &GuestMemory, rsdp: u64) -> Result<Entry, BootE
         None => Initramfs::default(),
     };
     write_cmdline(&spec.cmdline, memory)?;
+    reset_vector::write_reset_vector(memory)?;
     let map = memory_map(spec.memory_mib);
     let entry = match loaded.pvh_boot_cap {
         PvhBootCapability::PvhEntryPresent(rip) if is_elf => {

@@ -19,6 +19,7 @@ pub mod layout;
 pub mod lease;
 pub mod machine;
 pub mod memory;
+pub mod migration;
 pub mod notice;
 pub mod pci;
 pub mod vcpu;

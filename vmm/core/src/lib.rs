@@ -5,6 +5,8 @@
 extern crate alloc;
 
 pub mod control;
+pub mod converge;
 pub mod lifecycle;
 pub mod mac;
+pub mod migration;
 pub mod spec;

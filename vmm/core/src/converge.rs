@@ -1,0 +1,215 @@
+//! When to stop copying memory under a running guest and switch over to the target.
+//!
+//! After each round the source knows how much was dirtied meanwhile and how fast the link
+//! is. From that follows how long the guest would stand still if it were stopped now:
+//!
+//! ```text
+//! blackout = fixed + dirty / rate
+//! ```
+//!
+//! where `fixed` is the measured cost of stopping, moving the machine's state and starting.
+//! The policy switches over as soon as that is short enough, goes on while rounds still
+//! shrink, and otherwise does what the operator chose: give up, or accept the best there is.
+
+use serde::{Deserialize, Serialize};
+
+/// No migration takes more rounds than this.
+pub const ROUNDS_MAX: u32 = 40;
+/// A round that leaves more than so many per cent of the round before does not shrink.
+const SHRINKS_BELOW_PERCENT: u64 = 90;
+/// So many rounds in a row may fail to shrink; noise of the guest looks like that.
+const STUCK_ROUNDS_MAX: u32 = 4;
+/// First guess of `fixed` before anything was measured, in microseconds.
+const FIXED_US: u64 = 3_000;
+/// Predictions leave room for what the link may do: per cent added.
+const MARGIN_PERCENT: u64 = 15;
+
+/// What an operator wants of a migration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Goal {
+    /// The guest shall not stand still for longer, in microseconds.
+    pub blackout_max_us: u64,
+    /// When that cannot be had: `false` gives up and leaves the guest where it is, `true`
+    /// moves it with the shortest blackout that was seen possible.
+    pub accept_longer: bool,
+}
+
+impl Default for Goal {
+    fn default() -> Self {
+        Self {
+            blackout_max_us: 10_000,
+            accept_longer: false,
+        }
+    }
+}
+
+/// What a round showed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Round {
+    /// Bytes sent in it.
+    pub sent_bytes: u64,
+    /// How long it took, in microseconds.
+    pub took_us: u64,
+    /// Bytes that were dirtied meanwhile and have to be sent again.
+    pub dirty_bytes: u64,
+}
+
+/// What to do now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    /// Another round.
+    Continue,
+    /// Stop the guest and move it; it will stand still for about so long.
+    SwitchOver {
+        /// Predicted blackout, in microseconds.
+        predicted_us: u64,
+    },
+    /// Leave the guest where it is: it dirties memory faster than it can be sent.
+    GiveUp {
+        /// The blackout that it would have taken, in microseconds.
+        predicted_us: u64,
+    },
+}
+
+/// The policy, from round to round.
+#[derive(Debug, Clone)]
+pub struct Converge {
+    goal: Goal,
+    fixed_us: u64,
+    rounds: u32,
+    stuck: u32,
+    last_dirty: u64,
+    best_rate: u64,
+}
+
+impl Converge {
+    /// A migration that has not begun. `fixed_us`: what stopping, moving the state and
+    /// starting took the last time on this host, if that is known.
+    pub fn new(goal: Goal, fixed_us: Option<u64>) -> Self {
+        Self {
+            goal,
+            fixed_us: fixed_us.unwrap_or(FIXED_US),
+            rounds: 0,
+            stuck: 0,
+            last_dirty: u64::MAX,
+            best_rate: 0,
+        }
+    }
+
+    /// The blackout if the guest were stopped with so much left, in microseconds.
+    pub fn predict_us(&self, dirty_bytes: u64) -> u64 {
+        let bytes_per_ms = self.best_rate.max(1);
+        let send_us = dirty_bytes.saturating_mul(1000) / bytes_per_ms;
+        let exact = self.fixed_us.saturating_add(send_us);
+        exact.saturating_add(exact / 100 * MARGIN_PERCENT)
+    }
+
+    /// The latest rate of the link, in bytes per millisecond; 0 before the first round.
+    pub fn rate_bytes_per_ms(&self) -> u64 {
+        self.best_rate
+    }
+
+    /// A round is over: what now?
+    pub fn after(&mut self, round: Round) -> Decision {
+        self.rounds += 1;
+        self.learn_rate(round);
+        let predicted_us = self.predict_us(round.dirty_bytes);
+        if predicted_us <= self.goal.blackout_max_us || round.dirty_bytes == 0 {
+            return Decision::SwitchOver { predicted_us };
+        }
+        let shrinks = u128::from(round.dirty_bytes) * 100
+            <= u128::from(self.last_dirty) * u128::from(SHRINKS_BELOW_PERCENT);
+        self.stuck = if shrinks { 0 } else { self.stuck + 1 };
+        self.last_dirty = self.last_dirty.min(round.dirty_bytes);
+        if self.rounds < ROUNDS_MAX && self.stuck <= STUCK_ROUNDS_MAX {
+            return Decision::Continue;
+        }
+        if self.goal.accept_longer {
+            Decision::SwitchOver { predicted_us }
+        } else {
+            Decision::GiveUp { predicted_us }
+        }
+    }
+
+    /// Short rounds say little about the link: waiting for the other side dominates them.
+    fn learn_rate(&mut self, round: Round) {
+        const TELLING_BYTES: u64 = 4 << 20;
+        let rate = round.sent_bytes.saturating_mul(1000) / round.took_us.max(1);
+        if self.best_rate == 0 || round.sent_bytes >= TELLING_BYTES {
+            self.best_rate = rate;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Plays a guest that dirties `dirty_rate` bytes/ms of at most `hot` bytes over a link of
+    /// `link` bytes/ms. Returns the decision, what was left then, and the rounds it took.
+    fn play(total: u64, hot: u64, dirty_rate: u64, link: u64, goal: Goal) -> (Decision, u64, u32) {
+        let mut policy = Converge::new(goal, Some(2_000));
+        let mut left = total;
+        for round in 1.. {
+            let took_us = (left * 1000 / link).max(1);
+            let dirtied = (dirty_rate.saturating_mul(took_us) / 1000).min(hot);
+            let decision = policy.after(Round {
+                sent_bytes: left,
+                took_us,
+                dirty_bytes: dirtied,
+            });
+            left = dirtied;
+            if decision != Decision::Continue {
+                return (decision, left, round);
+            }
+        }
+        unreachable!("the loop ends by returning")
+    }
+
+    #[test]
+    fn an_idle_guest_moves_after_one_round() {
+        let (decision, _, rounds) = play(1 << 30, 0, 0, 1 << 20, Goal::default());
+        assert!(matches!(decision, Decision::SwitchOver { .. }));
+        assert_eq!(rounds, 1);
+    }
+
+    #[test]
+    fn a_guest_that_outruns_the_link_stays_or_moves_as_was_chosen() {
+        let hot = 512 << 20;
+        let (decision, ..) = play(1 << 30, hot, 10 << 20, 1 << 20, Goal::default());
+        assert!(matches!(decision, Decision::GiveUp { .. }));
+        let goal = Goal {
+            accept_longer: true,
+            ..Goal::default()
+        };
+        let (decision, ..) = play(1 << 30, hot, 10 << 20, 1 << 20, goal);
+        assert!(matches!(decision, Decision::SwitchOver { .. }));
+    }
+
+    proptest! {
+        #[test]
+        fn it_ends_for_every_dirty_rate(
+            total in 1u64..1 << 40, hot in 0u64..1 << 40, dirty_rate: u64,
+            link in 1u64..1 << 30, accept_longer: bool,
+        ) {
+            let goal = Goal { accept_longer, ..Goal::default() };
+            let (.., rounds) = play(total, hot, dirty_rate, link, goal);
+            prop_assert!(rounds <= ROUNDS_MAX);
+        }
+
+        #[test]
+        fn it_never_promises_less_than_it_takes(
+            total in 4u64 << 20..1 << 36, hot in 0u64..1 << 32, dirty_rate in 0u64..1 << 24,
+            link in 1u64 << 10..1 << 24,
+        ) {
+            let (decision, left, _) = play(total, hot, dirty_rate, link, Goal::default());
+            if let Decision::SwitchOver { predicted_us } = decision {
+                let takes_us = 2_000 + left * 1000 / link;
+                prop_assert!(predicted_us * 120 / 100 >= takes_us);
+            }
+        }
+    }
+}

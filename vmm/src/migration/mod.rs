@@ -1,0 +1,80 @@
+//! Live migration: a running guest moves to another host's VMM.
+//!
+//! Source and target mirror each other, phase by phase:
+//!
+//! ```text
+//!   source                                target
+//!   Hello (spec, lease?)        ──►       check, build the whole machine
+//!                               ◄──       Accept (holder) | Refuse
+//!   Pages ... End(1), Round(1)  ══►       write into memory
+//!                               ◄──       RoundDone(1)
+//!   ... until converged, then stop:
+//!   Pages ... End(n), State     ══►       pour in the state, hash memory
+//!                               ◄──       Ready
+//!   commit: the lease changes hands
+//!   Commit                      ──►       adopt the lease, run
+//!                               ◄──       Running
+//! ```
+//!
+//! Before the commit any failure means that the source goes on as if nothing had been. After
+//! it the source never runs the guest again. If the outcome of the commit is unknown, the
+//! lease alone decides.
+
+pub mod dirty;
+pub mod pages;
+pub mod source;
+pub mod stream;
+pub mod target;
+pub mod wire;
+
+use crate::kvm::KvmError;
+
+/// Why a migration failed, in one line.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrationError {
+    /// The connection.
+    #[error("cannot {act} {peer}: {source}")]
+    Connection {
+        /// What was to be done.
+        act: &'static str,
+        /// The other side.
+        peer: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The other side says no.
+    #[error("the other side refuses: {0}")]
+    Refused(String),
+    /// The other side does not follow the protocol.
+    #[error("the other side broke the migration protocol: {0}")]
+    Protocol(String),
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// Something here.
+    #[error("{0}")]
+    Here(String),
+    /// The operator wanted no more.
+    #[error("it was cancelled")]
+    Cancelled,
+    /// The guest writes faster than the link carries.
+    #[error(
+        "the guest dirties memory faster than it can be sent: it would stand still for about \
+         {} ms; allow that with --accept-longer, or try when it is less busy",
+        predicted_us / 1000
+    )]
+    NotConverging {
+        /// Blackout that it would have taken.
+        predicted_us: u64,
+    },
+}
+
+impl MigrationError {
+    fn connection(
+        act: &'static str,
+        peer: &(impl ToString + ?Sized),
+    ) -> impl FnOnce(std::io::Error) -> Self {
+        let peer = peer.to_string();
+        move |source| Self::Connection { act, peer, source }
+    }
+}

@@ -1,0 +1,485 @@
+//! The source of a migration.
+//!
+//! ```text
+//!   Handshake ──► Copying ──► SwitchOver ──► Commit ──► Done
+//!       │            │            │            │ └────► Uncertain (stays stopped)
+//!       └────────────┴────────────┴────────────┴──────► Failed (runs on here)
+//! ```
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kvm_ioctls::VmFd;
+use storage_core::record::Holder;
+use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vmm_core::converge::{Converge, Decision, Round};
+use vmm_core::migration::{CONNECTIONS_MAX, Migrate, Phase, Progress, Summary};
+
+use super::MigrationError;
+use super::dirty::{DirtyLog, PAGE_BYTES, SlotBitmap, WORD_PAGES};
+use super::pages::{self, Touched};
+use super::stream::{Security, Stream};
+use super::wire::{self, Accept, Hello, Kind, Run, StateFrame};
+use crate::memory::GuestMemory;
+
+/// Memory is handed to the connections in pieces of so many words of the dirty bitmap.
+const CHUNK_WORDS: usize = 8;
+
+/// How the right to run the guest changed hands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Commit {
+    /// The target has it, under this epoch (0 without a datastore).
+    Done(u64),
+    /// It certainly does not, and never will by this migration.
+    NotDone(String),
+    /// A third host has it: the guest must not run here any more.
+    Lost(String),
+    /// It could not be found out.
+    Unknown(String),
+}
+
+/// What the migration needs of whoever drives the guest.
+pub trait SourceGuest: Send {
+    /// Stop the guest, finish its I/O, let go of its disks, and copy its state.
+    fn stop(&mut self) -> Result<Vec<u8>, String>;
+    /// Undo [`SourceGuest::stop`]: the guest goes on here.
+    fn go_on(&mut self) -> Result<(), String>;
+    /// Hand the right to run the guest to `holder`.
+    fn commit(&mut self, holder: Option<Holder>) -> Commit;
+}
+
+/// What everybody may look at while a migration is under way.
+#[derive(Debug)]
+pub struct Watch {
+    progress: Mutex<Progress>,
+    sent_bytes: AtomicU64,
+    skipped_bytes: AtomicU64,
+    cancelled: AtomicBool,
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        Self {
+            progress: Mutex::new(Progress {
+                phase: Phase::Handshake,
+                round: 0,
+                sent_bytes: 0,
+                left_bytes: 0,
+                rate: 0,
+                dirty_bytes: 0,
+                predicted_blackout_us: 0,
+                summary: None,
+                error: None,
+            }),
+            sent_bytes: AtomicU64::new(0),
+            skipped_bytes: AtomicU64::new(0),
+            cancelled: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Watch {
+    /// How far it is.
+    pub fn progress(&self) -> Progress {
+        let mut progress = self.lock().clone();
+        progress.sent_bytes = self.sent_bytes.load(Ordering::Relaxed);
+        progress
+    }
+
+    /// Give up, unless it is too late for that.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Release);
+    }
+
+    fn check(&self) -> Result<(), MigrationError> {
+        if self.cancelled.load(Ordering::Acquire) {
+            return Err(MigrationError::Cancelled);
+        }
+        Ok(())
+    }
+
+    fn update(&self, change: impl FnOnce(&mut Progress)) {
+        change(&mut self.lock());
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How it ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The guest runs on the target; the source must end.
+    Moved(Summary),
+    /// The guest runs on here.
+    Stayed(MigrationError),
+    /// The guest stands still here and must not run before somebody found out where it is.
+    Stopped(MigrationError),
+    /// Another host has the guest; the source must end.
+    Lost(String),
+}
+
+/// What moves.
+pub struct Guest {
+    /// Its virtual machine.
+    pub vm: Arc<VmFd>,
+    /// Its memory.
+    pub memory: Arc<GuestMemory>,
+    /// The offer; token and connections are filled in here.
+    pub hello: Hello,
+}
+
+/// Move the guest as `wish` says.
+pub fn migrate(
+    wish: &Migrate,
+    security: &Security,
+    guest: Guest,
+    driver: &mut dyn SourceGuest,
+    watch: &Watch,
+) -> Outcome {
+    let outcome = Source::connect(wish, security, guest, watch)
+        .map_or_else(Outcome::Stayed, |mut source| source.run(driver));
+    watch.update(|progress| match &outcome {
+        Outcome::Moved(summary) => {
+            progress.phase = Phase::Done;
+            progress.summary = Some(summary.clone());
+        }
+        Outcome::Stayed(error) => {
+            progress.phase = Phase::Failed;
+            progress.error = Some(error.to_string());
+        }
+        Outcome::Stopped(error) => {
+            progress.phase = Phase::Uncertain;
+            progress.error = Some(error.to_string());
+        }
+        Outcome::Lost(why) => {
+            progress.phase = Phase::Uncertain;
+            progress.error = Some(why.clone());
+        }
+    });
+    outcome
+}
+
+struct Source<'a> {
+    wish: &'a Migrate,
+    watch: &'a Watch,
+    began: Instant,
+    memory: Arc<GuestMemory>,
+    log: DirtyLog,
+    control: Stream,
+    data: Vec<Stream>,
+    holder: Option<Holder>,
+    converge: Converge,
+    round: u32,
+}
+
+impl<'a> Source<'a> {
+    fn connect(
+        wish: &'a Migrate,
+        security: &Security,
+        guest: Guest,
+        watch: &'a Watch,
+    ) -> Result<Self, MigrationError> {
+        let began = Instant::now();
+        let connections = wish.connections.clamp(1, CONNECTIONS_MAX);
+        let hello = Hello {
+            connections,
+            verify: wish.verify,
+            ..guest.hello
+        };
+        let mut control = security
+            .connect(&wish.to)
+            .map_err(MigrationError::connection("connect to", &wish.to))?;
+        let lost = || MigrationError::connection("talk to", &wish.to);
+        wire::send(&mut control, Kind::Hello, 0, &hello).map_err(lost())?;
+        let accept: Accept = expect(&mut control, Kind::Accept, &wish.to)?;
+        let mut data = Vec::new();
+        for _ in 0..connections {
+            let mut stream = security.connect(&wish.to).map_err(lost())?;
+            wire::send(&mut stream, Kind::Join, 0, &hello.token).map_err(lost())?;
+            data.push(stream);
+        }
+        Ok(Self {
+            wish,
+            watch,
+            began,
+            log: DirtyLog::start(guest.vm, guest.memory.clone())?,
+            memory: guest.memory,
+            control,
+            data,
+            holder: accept.holder,
+            converge: Converge::new(wish.goal, None),
+            round: 0,
+        })
+    }
+
+    fn run(&mut self, driver: &mut dyn SourceGuest) -> Outcome {
+        let predicted_us = match self.copy() {
+            Ok(predicted_us) => predicted_us,
+            Err(error) => {
+                self.abort(&error);
+                return Outcome::Stayed(error);
+            }
+        };
+        self.watch
+            .update(|progress| progress.phase = Phase::SwitchOver);
+        let stopped = Instant::now();
+        if let Err(error) = self.switch_over(driver) {
+            self.abort(&error);
+            return go_on(driver, error);
+        }
+        self.watch.update(|progress| progress.phase = Phase::Commit);
+        let epoch = match driver.commit(self.holder.clone()) {
+            Commit::Done(epoch) => epoch,
+            Commit::NotDone(why) => {
+                let error = MigrationError::Here(why);
+                self.abort(&error);
+                return go_on(driver, error);
+            }
+            Commit::Lost(why) => return Outcome::Lost(why),
+            Commit::Unknown(why) => return Outcome::Stopped(MigrationError::Here(why)),
+        };
+        self.hand_over(epoch, stopped, predicted_us)
+    }
+
+    /// Rounds of pre-copy; returns the predicted blackout when it is short enough.
+    fn copy(&mut self) -> Result<u64, MigrationError> {
+        self.watch
+            .update(|progress| progress.phase = Phase::Copying);
+        let touched = Touched::open().ok();
+        loop {
+            let before = Instant::now();
+            let sent_before = self.watch.sent_bytes.load(Ordering::Relaxed);
+            let dirty = self.log.collect()?;
+            let first = self.round == 0;
+            self.round += 1;
+            self.send_round(&dirty, touched.as_ref().filter(|_| first))?;
+            self.watch.check()?;
+            let left = self.log.collect_size()?;
+            let round = Round {
+                sent_bytes: self.watch.sent_bytes.load(Ordering::Relaxed) - sent_before,
+                took_us: before.elapsed().as_micros() as u64,
+                dirty_bytes: left,
+            };
+            let decision = self.converge.after(round);
+            self.watch.update(|progress| {
+                progress.round = self.round;
+                progress.rate = self.converge.rate_bytes_per_ms() * 1000;
+                progress.dirty_bytes = left;
+                progress.predicted_blackout_us = self.converge.predict_us(left);
+            });
+            match decision {
+                Decision::Continue => {}
+                Decision::SwitchOver { predicted_us } => return Ok(predicted_us),
+                Decision::GiveUp { predicted_us } => {
+                    return Err(MigrationError::NotConverging { predicted_us });
+                }
+            }
+        }
+    }
+
+    /// Stop the guest and send the rest. On return the target is ready to run it.
+    fn switch_over(&mut self, driver: &mut dyn SourceGuest) -> Result<(), MigrationError> {
+        let machine = driver.stop().map_err(MigrationError::Here)?;
+        let dirty = self.log.collect()?;
+        self.round += 1;
+        self.send_round(&dirty, None)?;
+        let memory_hash = self.wish.verify.then(|| pages::hash(&self.memory));
+        let state = StateFrame {
+            machine,
+            memory_hash,
+        };
+        self.tell(Kind::State, &state)?;
+        expect::<()>(&mut self.control, Kind::Ready, &self.wish.to)
+    }
+
+    /// The right is the target's: whatever happens now, the guest does not run here again.
+    fn hand_over(&mut self, epoch: u64, stopped: Instant, predicted_us: u64) -> Outcome {
+        let told = self.tell(Kind::Commit, &epoch);
+        let runs =
+            told.and_then(|()| expect::<()>(&mut self.control, Kind::Running, &self.wish.to));
+        match runs {
+            // The lease says whose it is; the target reads it there.
+            Err(_) if epoch > 0 => {}
+            Err(error) => return Outcome::Stopped(error),
+            Ok(()) => {}
+        }
+        Outcome::Moved(Summary {
+            total_us: self.began.elapsed().as_micros() as u64,
+            blackout_us: stopped.elapsed().as_micros() as u64,
+            predicted_blackout_us: predicted_us,
+            sent_bytes: self.watch.sent_bytes.load(Ordering::Relaxed),
+            skipped_bytes: self.watch.skipped_bytes.load(Ordering::Relaxed),
+            rounds: self.round,
+            verified: self.wish.verify,
+        })
+    }
+
+    /// Send all dirty pages over all connections, and wait until the target has them.
+    fn send_round(
+        &mut self,
+        dirty: &[SlotBitmap],
+        touched: Option<&Touched>,
+    ) -> Result<(), MigrationError> {
+        let chunks: Vec<(usize, usize)> = dirty
+            .iter()
+            .enumerate()
+            .flat_map(|(slot, bitmap)| {
+                (0..bitmap.words.len())
+                    .step_by(CHUNK_WORDS)
+                    .map(move |word| (slot, word))
+            })
+            .filter(|&(slot, word)| chunk(&dirty[slot], word).iter().any(|word| *word != 0))
+            .collect();
+        let next = AtomicU64::new(0);
+        let cap = Cap::new(self.wish.bandwidth_max);
+        let (log, memory, watch) = (&self.log, &*self.memory, self.watch);
+        let (round, to) = (self.round, &self.wish.to);
+        let worker = |stream: &mut Stream| -> Result<(), MigrationError> {
+            loop {
+                let n = next.fetch_add(1, Ordering::Relaxed) as usize;
+                let Some(&(slot, word)) = chunks.get(n) else {
+                    break;
+                };
+                watch.check()?;
+                let bitmap = &dirty[slot];
+                let words = chunk(bitmap, word);
+                let first_page = word as u64 * WORD_PAGES;
+                // Just before it is read, so that no write between goes unnoticed.
+                log.clear(bitmap, first_page, words)?;
+                let address = bitmap.base + first_page * PAGE_BYTES;
+                let selection = pages::select(memory, address, words, touched);
+                let sent = send_selection(stream, memory, round, &selection)
+                    .map_err(MigrationError::connection("send memory to", to))?;
+                let marked: u64 = words.iter().map(|word| u64::from(word.count_ones())).sum();
+                watch.sent_bytes.fetch_add(sent, Ordering::Relaxed);
+                watch
+                    .skipped_bytes
+                    .fetch_add(marked * PAGE_BYTES - sent, Ordering::Relaxed);
+                cap.wait(sent);
+            }
+            let end = wire::control(Kind::End, round, &[]);
+            stream
+                .send_pages::<()>(&end, &[])
+                .map_err(MigrationError::connection("send memory to", to))
+        };
+        thread::scope(|scope| {
+            let mut streams = self.data.iter_mut();
+            // This thread is one of the workers; with a single connection it is the only one.
+            let own = streams.next();
+            let others: Vec<_> = streams
+                .map(|stream| scope.spawn(|| worker(stream)))
+                .collect();
+            let first = own.map_or(Ok(()), worker);
+            others.into_iter().fold(first, |so_far, other| {
+                let joined = other.join();
+                let gone = || Err(MigrationError::Here("a sending thread has died".to_owned()));
+                so_far.and(joined.unwrap_or_else(|_| gone()))
+            })
+        })?;
+        self.tell(Kind::Round, &round)?;
+        let done: u32 = expect(&mut self.control, Kind::RoundDone, &self.wish.to)?;
+        if done != round {
+            let why = format!("it confirms round {done} instead of {round}");
+            return Err(MigrationError::Protocol(why));
+        }
+        Ok(())
+    }
+
+    fn tell<T: serde::Serialize>(&mut self, kind: Kind, payload: &T) -> Result<(), MigrationError> {
+        wire::send(&mut self.control, kind, self.round, payload)
+            .map_err(MigrationError::connection("talk to", &self.wish.to))
+    }
+
+    fn abort(&mut self, error: &MigrationError) {
+        // It may be the connection that failed; closing it says the same.
+        let _ = wire::send(&mut self.control, Kind::Abort, 0, &error.to_string());
+    }
+}
+
+fn chunk(bitmap: &SlotBitmap, word: usize) -> &[u64] {
+    let end = (word + CHUNK_WORDS).min(bitmap.words.len());
+    &bitmap.words[word..end]
+}
+
+fn go_on(driver: &mut dyn SourceGuest, error: MigrationError) -> Outcome {
+    match driver.go_on() {
+        Ok(()) => Outcome::Stayed(error),
+        Err(why) => Outcome::Stopped(MigrationError::Here(format!("{error}; and then: {why}"))),
+    }
+}
+
+/// Send what was selected of one chunk; returns the bytes of pages sent.
+fn send_selection(
+    stream: &mut Stream,
+    memory: &GuestMemory,
+    round: u32,
+    selection: &pages::Selection,
+) -> std::io::Result<u64> {
+    if !selection.zeroes.is_empty() {
+        let head = wire::page_table(Kind::Zero, round, &selection.zeroes);
+        stream.send_pages::<()>(&head, &[])?;
+    }
+    if selection.pages.is_empty() {
+        return Ok(0);
+    }
+    let slices = selection.pages.iter().map(|run: &Run| {
+        memory
+            .get_slice(GuestAddress(run.address), run.bytes as usize)
+            .map_err(std::io::Error::other)
+    });
+    let slices: Vec<_> = slices.collect::<Result<_, _>>()?;
+    let head = wire::page_table(Kind::Pages, round, &selection.pages);
+    stream.send_pages(&head, &slices)?;
+    Ok(selection.pages.iter().map(|run| u64::from(run.bytes)).sum())
+}
+
+/// Read the control frame that must come now.
+fn expect<T: serde::de::DeserializeOwned>(
+    control: &mut Stream,
+    kind: Kind,
+    peer: &str,
+) -> Result<T, MigrationError> {
+    let (header, payload) =
+        wire::receive(control).map_err(MigrationError::connection("hear from", &peer))?;
+    let decoded = |error: std::io::Error| MigrationError::Protocol(error.to_string());
+    if header.kind == Kind::Refuse {
+        return Err(MigrationError::Refused(
+            wire::decode(&payload).map_err(decoded)?,
+        ));
+    }
+    if header.kind != kind {
+        let why = format!("{:?} came where {kind:?} was due", header.kind);
+        return Err(MigrationError::Protocol(why));
+    }
+    wire::decode(&payload).map_err(decoded)
+}
+
+/// Holds senders back to a rate.
+struct Cap {
+    bytes_per_s: u64,
+    began: Instant,
+    sent: AtomicU64,
+}
+
+impl Cap {
+    fn new(bytes_per_s: u64) -> Self {
+        Self {
+            bytes_per_s,
+            began: Instant::now(),
+            sent: AtomicU64::new(0),
+        }
+    }
+
+    fn wait(&self, bytes: u64) {
+        if self.bytes_per_s == 0 {
+            return;
+        }
+        let sent = self.sent.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let due = Duration::from_secs_f64(sent as f64 / self.bytes_per_s as f64);
+        thread::sleep(due.saturating_sub(self.began.elapsed()));
+    }
+}

@@ -1,0 +1,215 @@
+//! Connections of a migration: plain TCP, or mutual TLS.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use rustls::{ClientConnection, ServerConnection, StreamOwned};
+use shared_storage::trust::MEMBER_NAME;
+use shared_storage::trust::tls::MutualTls;
+use vm_memory::{VolatileSlice, bitmap::BitmapSlice};
+
+/// A peer that says nothing for so long is gone.
+const SILENCE_MAX: Duration = Duration::from_secs(20);
+/// Most buffers of one vectored system call (`IOV_MAX`).
+const BUFFERS_MAX: usize = 1024;
+/// Pages are copied in pieces of this size where TLS has to see them.
+const COPY_BYTES: usize = 64 << 10;
+
+/// One connection.
+pub enum Stream {
+    /// On a trusted link.
+    Plain(TcpStream),
+    /// We connected.
+    TlsClient(Box<StreamOwned<ClientConnection, TcpStream>>),
+    /// We were connected to.
+    TlsServer(Box<StreamOwned<ServerConnection, TcpStream>>),
+}
+
+/// How connections are made and taken.
+#[derive(Clone, Default)]
+pub struct Security(Option<MutualTls>);
+
+impl Security {
+    /// Plain TCP, or mutual TLS with the certificates in `tls_dir`.
+    pub fn from_dir(tls_dir: Option<&Path>) -> Result<Self, shared_storage::trust::TrustError> {
+        Ok(Self(tls_dir.map(MutualTls::from_dir).transpose()?))
+    }
+
+    /// Connect to `to` (`HOST:PORT`).
+    pub fn connect(&self, to: &str) -> io::Result<Stream> {
+        let socket = TcpStream::connect(to)?;
+        prepare(&socket)?;
+        let Some(tls) = &self.0 else {
+            return Ok(Stream::Plain(socket));
+        };
+        let name = ServerName::try_from(MEMBER_NAME).map_err(io::Error::other)?;
+        let session = ClientConnection::new(tls.client.clone(), name).map_err(io::Error::other)?;
+        let mut stream = Box::new(StreamOwned::new(session, socket));
+        stream.conn.complete_io(&mut stream.sock)?;
+        Ok(Stream::TlsClient(stream))
+    }
+
+    /// Take over a connection that was accepted.
+    pub fn accept(&self, socket: TcpStream) -> io::Result<Stream> {
+        prepare(&socket)?;
+        let Some(tls) = &self.0 else {
+            return Ok(Stream::Plain(socket));
+        };
+        let session = ServerConnection::new(tls.server.clone()).map_err(io::Error::other)?;
+        let mut stream = Box::new(StreamOwned::new(session, socket));
+        stream.conn.complete_io(&mut stream.sock)?;
+        Ok(Stream::TlsServer(stream))
+    }
+}
+
+fn prepare(socket: &TcpStream) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    socket.set_read_timeout(Some(SILENCE_MAX))?;
+    socket.set_write_timeout(Some(SILENCE_MAX))
+}
+
+impl Stream {
+    /// End both directions, so that a thread that waits in it wakes up.
+    pub fn closer(&self) -> io::Result<TcpStream> {
+        match self {
+            Self::Plain(socket) => socket.try_clone(),
+            Self::TlsClient(tls) => tls.sock.try_clone(),
+            Self::TlsServer(tls) => tls.sock.try_clone(),
+        }
+    }
+
+    /// Send `head` and then the memory in `pages`; without a copy on plain TCP.
+    pub fn send_pages<B: BitmapSlice>(
+        &mut self,
+        head: &[u8],
+        pages: &[VolatileSlice<'_, B>],
+    ) -> io::Result<()> {
+        if let Self::Plain(socket) = self {
+            let mut buffers = vec![buffer(head.as_ptr(), head.len())];
+            buffers.extend(
+                pages
+                    .iter()
+                    .map(|p| buffer(p.ptr_guard().as_ptr(), p.len())),
+            );
+            return all_buffers(&mut buffers, |buffers| {
+                // SAFETY: every buffer lies in `head` or in guest memory, both of which live
+                // through the call; the kernel only reads them.
+                unsafe { libc::writev(socket.as_raw_fd(), buffers.as_ptr(), count(buffers)) }
+            });
+        }
+        self.write_all(head)?;
+        let mut copy = vec![0; COPY_BYTES];
+        for page in pages {
+            let mut at = 0;
+            while at < page.len() {
+                let part = page.offset(at).map_err(io::Error::other)?;
+                let bytes = part.copy_to(&mut copy[..part.len().min(COPY_BYTES)]);
+                self.write_all(&copy[..bytes])?;
+                at += bytes;
+            }
+        }
+        self.flush()
+    }
+
+    /// Fill the memory in `pages`; without a copy on plain TCP.
+    pub fn receive_pages<B: BitmapSlice>(
+        &mut self,
+        pages: &[VolatileSlice<'_, B>],
+    ) -> io::Result<()> {
+        if let Self::Plain(socket) = self {
+            let mut buffers: Vec<_> = pages
+                .iter()
+                .map(|p| buffer(p.ptr_guard_mut().as_ptr(), p.len()))
+                .collect();
+            return all_buffers(&mut buffers, |buffers| {
+                // SAFETY: every buffer lies in guest memory, which lives through the call and
+                // to which no Rust reference exists.
+                unsafe { libc::readv(socket.as_raw_fd(), buffers.as_ptr(), count(buffers)) }
+            });
+        }
+        let mut copy = vec![0; COPY_BYTES];
+        for page in pages {
+            let mut at = 0;
+            while at < page.len() {
+                let part = page.offset(at).map_err(io::Error::other)?;
+                let bytes = part.len().min(COPY_BYTES);
+                self.read_exact(&mut copy[..bytes])?;
+                part.copy_from(&copy[..bytes]);
+                at += bytes;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn buffer(start: *const u8, bytes: usize) -> libc::iovec {
+    libc::iovec {
+        iov_base: start.cast_mut().cast(),
+        iov_len: bytes,
+    }
+}
+
+fn count(buffers: &[libc::iovec]) -> libc::c_int {
+    buffers.len().min(BUFFERS_MAX).try_into().unwrap_or(0)
+}
+
+/// Repeat a vectored system call until all buffers are done.
+fn all_buffers(
+    buffers: &mut [libc::iovec],
+    call: impl Fn(&[libc::iovec]) -> isize,
+) -> io::Result<()> {
+    let mut at = 0;
+    while at < buffers.len() {
+        let some = &buffers[at..(at + BUFFERS_MAX).min(buffers.len())];
+        let mut done = match call(some) {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            n if n > 0 => n as usize,
+            _ => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => continue,
+                error => return Err(error),
+            },
+        };
+        while at < buffers.len() && done >= buffers[at].iov_len {
+            done -= buffers[at].iov_len;
+            at += 1;
+        }
+        if done > 0 {
+            let part = &mut buffers[at];
+            part.iov_base = part.iov_base.wrapping_byte_add(done);
+            part.iov_len -= done;
+        }
+    }
+    Ok(())
+}
+
+impl Read for Stream {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(socket) => socket.read(into),
+            Self::TlsClient(tls) => tls.read(into),
+            Self::TlsServer(tls) => tls.read(into),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, from: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(socket) => socket.write(from),
+            Self::TlsClient(tls) => tls.write(from),
+            Self::TlsServer(tls) => tls.write(from),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(socket) => socket.flush(),
+            Self::TlsClient(tls) => tls.flush(),
+            Self::TlsServer(tls) => tls.flush(),
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! The target of a migration.
+//!
+//! ```text
+//!   listening ──► built ──► receiving ──► ready ──► committed ──► running
+//!       │           │           │           │ the lease decides
+//!       └───────────┴───────────┴───────────┴──► gone, leaving nothing behind
+//! ```
+
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use storage_core::record::Holder;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vmm_core::migration::CONNECTIONS_MAX;
+
+use super::MigrationError;
+use super::dirty::PAGE_BYTES;
+use super::pages;
+use super::stream::{Security, Stream};
+use super::wire::{self, Accept, Hello, Kind, Run, StateFrame, Token};
+use crate::memory::GuestMemory;
+
+/// The data connections must follow the offer within this.
+const JOIN_LIMIT: Duration = Duration::from_secs(20);
+/// After the source fell silent at the commit, the lease is asked for so long ...
+const VERDICT_LIMIT: Duration = Duration::from_mins(1);
+/// ... with these pauses.
+const VERDICT_PAUSE: Duration = Duration::from_millis(200);
+
+/// What the migration needs of whoever builds the guest here.
+pub trait TargetGuest {
+    /// Check the offer and build the whole machine; returns its memory.
+    fn build(&mut self, hello: &Hello) -> Result<Arc<GuestMemory>, String>;
+    /// Who would hold the lease here; none without a datastore.
+    fn holder(&self) -> Option<Holder>;
+    /// Pour in the machine's state. Whatever can fail is done now.
+    fn restore(&mut self, machine: &[u8]) -> Result<(), String>;
+    /// Does the lease name this host? `None` when that cannot be found out, or without one.
+    fn owns(&mut self) -> Option<bool>;
+    /// The guest is ours: run it.
+    fn run(&mut self) -> Result<(), String>;
+}
+
+/// Take in one guest from whoever connects to `listener`.
+pub fn receive(
+    listener: &TcpListener,
+    security: &Security,
+    guest: &mut dyn TargetGuest,
+) -> Result<(), MigrationError> {
+    let (mut control, hello) = take_offer(listener, security)?;
+    let memory = match guest.build(&hello) {
+        Ok(memory) => memory,
+        Err(why) => {
+            let _ = wire::send(&mut control, Kind::Refuse, 0, &why);
+            return Err(MigrationError::Here(why));
+        }
+    };
+    let accept = Accept {
+        holder: guest.holder(),
+    };
+    tell(&mut control, Kind::Accept, &accept)?;
+    let data = join_all(listener, security, &hello)?;
+    // Waiting threads wake up when their sockets are closed, however this ends.
+    let closers = Closers(
+        data.iter()
+            .filter_map(|stream| stream.closer().ok())
+            .collect(),
+    );
+    let connections = data.len();
+    thread::scope(|scope| {
+        let (ends, ended) = channel();
+        for mut stream in data {
+            let (memory, ends) = (&*memory, ends.clone());
+            scope.spawn(move || receive_data(&mut stream, memory, &ends));
+        }
+        drop(ends);
+        let received = Target {
+            control,
+            memory: &memory,
+            connections,
+            ended,
+            guest,
+        }
+        .run(&hello);
+        drop(closers);
+        received
+    })
+}
+
+struct Closers(Vec<TcpStream>);
+
+impl Drop for Closers {
+    fn drop(&mut self) {
+        for socket in &self.0 {
+            // It may be closed already.
+            let _ = socket.shutdown(std::net::Shutdown::Both);
+        }
+    }
+}
+
+/// A connection that says nothing sensible is dropped, and the next one listened to.
+fn take_offer(
+    listener: &TcpListener,
+    security: &Security,
+) -> Result<(Stream, Hello), MigrationError> {
+    loop {
+        let (socket, peer) = listener
+            .accept()
+            .map_err(MigrationError::connection("accept", &"a connection"))?;
+        match read_offer(socket, security) {
+            Ok(offer) => return Ok(offer),
+            Err(error) => tracing::warn!(%peer, %error, "refused a connection"),
+        }
+    }
+}
+
+fn read_offer(socket: TcpStream, security: &Security) -> std::io::Result<(Stream, Hello)> {
+    let mut stream = security.accept(socket)?;
+    let offer = wire::receive(&mut stream).and_then(|(header, payload)| {
+        if header.kind != Kind::Hello {
+            return Err(std::io::Error::other(format!(
+                "{:?} came first",
+                header.kind
+            )));
+        }
+        wire::decode::<Hello>(&payload)
+    });
+    match offer {
+        Ok(hello) => Ok((stream, hello)),
+        Err(error) => {
+            let _ = wire::send(&mut stream, Kind::Refuse, 0, &error.to_string());
+            Err(error)
+        }
+    }
+}
+
+fn join_all(
+    listener: &TcpListener,
+    security: &Security,
+    hello: &Hello,
+) -> Result<Vec<Stream>, MigrationError> {
+    let wanted = hello.connections.clamp(1, CONNECTIONS_MAX) as usize;
+    let give_up = Instant::now() + JOIN_LIMIT;
+    let mut data = Vec::new();
+    while data.len() < wanted {
+        if Instant::now() > give_up {
+            let why = format!("{} of {wanted} data connections came", data.len());
+            return Err(MigrationError::Protocol(why));
+        }
+        let (socket, peer) = listener
+            .accept()
+            .map_err(MigrationError::connection("accept", &"a connection"))?;
+        match read_join(socket, security, &hello.token) {
+            Ok(stream) => data.push(stream),
+            Err(error) => tracing::warn!(%peer, %error, "refused a data connection"),
+        }
+    }
+    Ok(data)
+}
+
+fn read_join(socket: TcpStream, security: &Security, token: &Token) -> std::io::Result<Stream> {
+    let mut stream = security.accept(socket)?;
+    let (header, payload) = wire::receive(&mut stream)?;
+    if header.kind != Kind::Join || wire::decode::<Token>(&payload)? != *token {
+        return Err(std::io::Error::other(
+            "it does not belong to this migration",
+        ));
+    }
+    Ok(stream)
+}
+
+/// What a data connection has to say: the end of a round, or its own.
+type End = Result<u32, String>;
+
+fn receive_data(stream: &mut Stream, memory: &GuestMemory, ends: &Sender<End>) {
+    loop {
+        let end = match receive_frame(stream, memory) {
+            Ok(None) => continue,
+            Ok(Some(round)) => Ok(round),
+            Err(error) => Err(error.to_string()),
+        };
+        let failed = end.is_err();
+        // The receiver is gone when the migration is over.
+        if ends.send(end).is_err() || failed {
+            return;
+        }
+    }
+}
+
+/// One frame; the round that it ends, if it does.
+fn receive_frame(stream: &mut Stream, memory: &GuestMemory) -> std::io::Result<Option<u32>> {
+    let (header, table) = wire::receive(stream)?;
+    match header.kind {
+        Kind::End => return Ok(Some(header.round)),
+        Kind::Pages => {
+            let runs = wire::runs(&table, PAGE_BYTES)?;
+            let slices = runs.iter().map(|run: &Run| {
+                memory
+                    .get_slice(GuestAddress(run.address), run.bytes as usize)
+                    .map_err(std::io::Error::other)
+            });
+            let slices: Vec<_> = slices.collect::<Result<_, _>>()?;
+            stream.receive_pages(&slices)?;
+        }
+        Kind::Zero => {
+            for run in wire::runs(&table, PAGE_BYTES)? {
+                let zeroes = vec![0; run.bytes as usize];
+                memory
+                    .write_slice(&zeroes, GuestAddress(run.address))
+                    .map_err(std::io::Error::other)?;
+            }
+        }
+        other => {
+            return Err(std::io::Error::other(format!(
+                "{other:?} does not belong among pages"
+            )));
+        }
+    }
+    Ok(None)
+}
+
+struct Target<'a> {
+    control: Stream,
+    memory: &'a GuestMemory,
+    connections: usize,
+    ended: Receiver<End>,
+    guest: &'a mut dyn TargetGuest,
+}
+
+impl Target<'_> {
+    fn run(&mut self, hello: &Hello) -> Result<(), MigrationError> {
+        loop {
+            let (header, payload) = self.hear()?;
+            match header.kind {
+                Kind::Round => self.finish_round(header.round)?,
+                Kind::State => {
+                    let state = wire::decode::<StateFrame>(&payload)
+                        .map_err(|error| MigrationError::Protocol(error.to_string()))?;
+                    self.take_state(hello, &state)?;
+                    return self.take_over(hello);
+                }
+                Kind::Abort => {
+                    let why = wire::decode::<String>(&payload).unwrap_or_default();
+                    return Err(MigrationError::Refused(why));
+                }
+                other => {
+                    let why = format!("{other:?} does not belong here");
+                    return Err(MigrationError::Protocol(why));
+                }
+            }
+        }
+    }
+
+    fn hear(&mut self) -> Result<(wire::Header, Vec<u8>), MigrationError> {
+        wire::receive(&mut self.control)
+            .map_err(MigrationError::connection("hear from", &"the source"))
+    }
+
+    /// Every data connection has to have said that it is through with the round.
+    fn finish_round(&mut self, round: u32) -> Result<(), MigrationError> {
+        for _ in 0..self.connections {
+            match self.ended.recv() {
+                Ok(Ok(ended)) if ended == round => {}
+                Ok(Ok(other)) => {
+                    let why = format!("round {other} ended where {round} was under way");
+                    return Err(MigrationError::Protocol(why));
+                }
+                Ok(Err(why)) => return Err(MigrationError::Protocol(why)),
+                Err(_) => return Err(MigrationError::Here("a receiving thread has died".into())),
+            }
+        }
+        tell(&mut self.control, Kind::RoundDone, &round)
+    }
+
+    fn take_state(&mut self, hello: &Hello, state: &StateFrame) -> Result<(), MigrationError> {
+        let here = match state.memory_hash {
+            Some(sent) if hello.verify && pages::hash(self.memory) != sent => {
+                Err("memory arrived different from how it was sent".to_owned())
+            }
+            _ => self.guest.restore(&state.machine),
+        };
+        if let Err(why) = here {
+            let _ = wire::send(&mut self.control, Kind::Refuse, 0, &why);
+            return Err(MigrationError::Here(why));
+        }
+        tell(&mut self.control, Kind::Ready, &())
+    }
+
+    /// Wait for the commit; when the source falls silent, the lease decides.
+    fn take_over(&mut self, hello: &Hello) -> Result<(), MigrationError> {
+        match self.hear() {
+            Ok((header, _)) if header.kind == Kind::Commit => {}
+            Ok((header, payload)) if header.kind == Kind::Abort => {
+                let why = wire::decode::<String>(&payload).unwrap_or_default();
+                return Err(MigrationError::Refused(why));
+            }
+            Ok((header, _)) => {
+                let why = format!("{:?} came where Commit was due", header.kind);
+                return Err(MigrationError::Protocol(why));
+            }
+            Err(error) if hello.epoch.is_none() => return Err(error),
+            Err(error) => self.ask_the_lease(error)?,
+        }
+        self.guest.run().map_err(MigrationError::Here)?;
+        // The source may be gone; the guest runs all the same.
+        let _ = wire::send(&mut self.control, Kind::Running, 0, &());
+        Ok(())
+    }
+
+    fn ask_the_lease(&mut self, error: MigrationError) -> Result<(), MigrationError> {
+        let give_up = Instant::now() + VERDICT_LIMIT;
+        while Instant::now() < give_up {
+            if self.guest.owns() == Some(true) {
+                return Ok(());
+            }
+            thread::sleep(VERDICT_PAUSE);
+        }
+        Err(error)
+    }
+}
+
+fn tell<T: serde::Serialize>(
+    control: &mut Stream,
+    kind: Kind,
+    payload: &T,
+) -> Result<(), MigrationError> {
+    wire::send(control, kind, 0, payload)
+        .map_err(MigrationError::connection("talk to", &"the source"))
+}

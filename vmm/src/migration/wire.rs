@@ -1,0 +1,345 @@
+//! Frames of the migration protocol, version 1. docs/formats.md has the bytes.
+//!
+//! Every frame begins with a header of 24 bytes with a checksum of its own. Control frames
+//! are followed by a payload with a checksum; page frames by a table of runs with a checksum
+//! and then the pages themselves, whose integrity is TCP's, TLS's and `--verify`'s: a page of
+//! a running guest may change between checksum and sending.
+
+use std::io::{self, Read, Write};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use storage_core::record::Holder;
+use vmm_core::spec::Spec;
+
+use crate::codec;
+
+/// Version of the protocol.
+pub const VERSION: u16 = 1;
+const MAGIC: u32 = u32::from_le_bytes(*b"GWMG");
+const HEADER_BYTES: usize = 24;
+/// Longest payload of a control frame: the state of a machine with many processors.
+pub const PAYLOAD_BYTES_MAX: usize = 16 << 20;
+/// Most runs of one page frame.
+pub const RUNS_MAX: usize = 512;
+/// Bytes of one run in the table.
+const RUN_BYTES: usize = 12;
+/// Most bytes of pages of one frame.
+pub const PAGES_BYTES_MAX: u64 = 4 << 20;
+
+/// What a frame is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Kind {
+    /// Source: this is who wants to move.
+    Hello = 1,
+    /// Target: it fits, and is built.
+    Accept = 2,
+    /// Target: it does not fit.
+    Refuse = 3,
+    /// Source: all pages of this round are under way.
+    Round = 4,
+    /// Target: they have all arrived.
+    RoundDone = 5,
+    /// Source: the guest stands still; this is its state.
+    State = 6,
+    /// Target: everything that can fail is done.
+    Ready = 7,
+    /// Source: the guest is yours.
+    Commit = 8,
+    /// Target: it runs.
+    Running = 9,
+    /// Source: never mind.
+    Abort = 10,
+    /// Data connection: this is whose I am.
+    Join = 20,
+    /// Data connection: pages follow.
+    Pages = 21,
+    /// Data connection: these pages are zero.
+    Zero = 22,
+    /// Data connection: no more pages in this round.
+    End = 23,
+}
+
+impl Kind {
+    fn from_number(number: u16) -> Option<Self> {
+        use Kind::{
+            Abort, Accept, Commit, End, Hello, Join, Pages, Ready, Refuse, Round, RoundDone,
+            Running, State, Zero,
+        };
+        [
+            Hello, Accept, Refuse, Round, RoundDone, State, Ready, Commit, Running, Abort, Join,
+            Pages, Zero, End,
+        ]
+        .into_iter()
+        .find(|kind| *kind as u16 == number)
+    }
+}
+
+/// Binds the connections of one migration together.
+pub type Token = [u8; 16];
+
+/// The source's offer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The guest, as the source runs it.
+    pub spec: Spec,
+    /// Layout of the machine state that will come.
+    pub state_version: u16,
+    /// Features of the guest's processors, as CPUID leaves that must be there.
+    pub cpuid: Vec<CpuidLeaf>,
+    /// Epoch of the lease; none without a datastore.
+    pub epoch: Option<u64>,
+    /// Data connections that will come.
+    pub connections: u32,
+    /// For their [`Kind::Join`].
+    pub token: Token,
+    /// Memory will be compared.
+    pub verify: bool,
+}
+
+/// One leaf of CPUID that the guest was shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuidLeaf {
+    /// EAX of the question.
+    pub function: u32,
+    /// ECX of the question.
+    pub index: u32,
+    /// EAX, EBX, ECX and EDX of the answer.
+    pub registers: [u32; 4],
+}
+
+/// The target's answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accept {
+    /// Who gets the lease; none without a datastore.
+    pub holder: Option<Holder>,
+}
+
+/// The source's state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateFrame {
+    /// The machine, encoded by [`crate::codec`].
+    pub machine: Vec<u8>,
+    /// Hash of all guest memory, when it is to be compared.
+    pub memory_hash: Option<u64>,
+}
+
+/// A frame's header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// What follows.
+    pub kind: Kind,
+    /// Bytes of the payload or table.
+    pub payload_bytes: u32,
+    /// Checksum of the payload or table.
+    pub checksum: u32,
+    /// Number of the round, where that means something.
+    pub round: u32,
+}
+
+impl Header {
+    fn encode(self) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
+        bytes[0..4].copy_from_slice(&MAGIC.to_le_bytes());
+        bytes[4..6].copy_from_slice(&VERSION.to_le_bytes());
+        bytes[6..8].copy_from_slice(&(self.kind as u16).to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.payload_bytes.to_le_bytes());
+        bytes[12..16].copy_from_slice(&self.checksum.to_le_bytes());
+        bytes[16..20].copy_from_slice(&self.round.to_le_bytes());
+        let checksum = crc32c::crc32c(&bytes[..20]);
+        bytes[20..24].copy_from_slice(&checksum.to_le_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8; HEADER_BYTES]) -> io::Result<Self> {
+        let word = |at: usize| {
+            u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
+        if word(0) != MAGIC {
+            return Err(invalid("this is no migration"));
+        }
+        if word(20) != crc32c::crc32c(&bytes[..20]) {
+            return Err(invalid("a frame's header is damaged"));
+        }
+        let version = u16::from_le_bytes([bytes[4], bytes[5]]);
+        if version != VERSION {
+            return Err(invalid(&format!(
+                "it speaks version {version} of the protocol, this program {VERSION}; \
+                 use the same release on both sides"
+            )));
+        }
+        let number = u16::from_le_bytes([bytes[6], bytes[7]]);
+        let kind = Kind::from_number(number)
+            .ok_or_else(|| invalid(&format!("frames of kind {number} are not known")))?;
+        Ok(Self {
+            kind,
+            payload_bytes: word(8),
+            checksum: word(12),
+            round: word(16),
+        })
+    }
+}
+
+/// A stretch of pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// Guest-physical address.
+    pub address: u64,
+    /// Length in bytes.
+    pub bytes: u32,
+}
+
+fn invalid(why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why.to_owned())
+}
+
+/// Header and payload of a control frame, ready to be written.
+pub fn control(kind: Kind, round: u32, payload: &[u8]) -> Vec<u8> {
+    let header = Header {
+        kind,
+        payload_bytes: payload.len() as u32,
+        checksum: crc32c::crc32c(payload),
+        round,
+    };
+    let mut bytes = header.encode().to_vec();
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+/// Header and table of a page frame; the pages follow it.
+pub fn page_table(kind: Kind, round: u32, runs: &[Run]) -> Vec<u8> {
+    let mut table = Vec::with_capacity(runs.len() * RUN_BYTES);
+    for run in runs {
+        table.extend_from_slice(&run.address.to_le_bytes());
+        table.extend_from_slice(&run.bytes.to_le_bytes());
+    }
+    control(kind, round, &table)
+}
+
+/// Write a control frame with a structured payload.
+pub fn send<T: Serialize>(
+    to: &mut dyn Write,
+    kind: Kind,
+    round: u32,
+    payload: &T,
+) -> io::Result<()> {
+    let payload = codec::encode(payload)?;
+    to.write_all(&control(kind, round, &payload))?;
+    to.flush()
+}
+
+/// Read a header and the payload or table that belongs to it.
+pub fn receive(from: &mut dyn Read) -> io::Result<(Header, Vec<u8>)> {
+    let mut header = [0; HEADER_BYTES];
+    from.read_exact(&mut header)?;
+    let header = Header::decode(&header)?;
+    let bytes = header.payload_bytes as usize;
+    let limit = match header.kind {
+        Kind::Pages | Kind::Zero => RUNS_MAX * RUN_BYTES,
+        _ => PAYLOAD_BYTES_MAX,
+    };
+    if bytes > limit {
+        return Err(invalid(&format!(
+            "a frame of {bytes} bytes is longer than {limit}"
+        )));
+    }
+    // Grows with what really arrives, so that a liar cannot make us reserve memory.
+    let mut payload = Vec::new();
+    from.take(bytes as u64).read_to_end(&mut payload)?;
+    if payload.len() != bytes {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    if crc32c::crc32c(&payload) != header.checksum {
+        return Err(invalid("a frame's payload is damaged"));
+    }
+    Ok((header, payload))
+}
+
+/// Decode the payload of a control frame.
+pub fn decode<T: DeserializeOwned>(payload: &[u8]) -> io::Result<T> {
+    codec::decode(payload)
+}
+
+/// The runs of a page frame: whole pages, not too many bytes in all.
+pub fn runs(table: &[u8], page_bytes: u64) -> io::Result<Vec<Run>> {
+    if !table.len().is_multiple_of(RUN_BYTES) {
+        return Err(invalid("a table of pages is cut short"));
+    }
+    let runs: Vec<Run> = table
+        .chunks_exact(RUN_BYTES)
+        .map(|entry| {
+            let (address, bytes) = entry.split_at(8);
+            Run {
+                address: u64::from_le_bytes(address.try_into().unwrap_or_default()),
+                bytes: u32::from_le_bytes(bytes.try_into().unwrap_or_default()),
+            }
+        })
+        .collect();
+    let whole = |run: &Run| {
+        run.bytes > 0
+            && run.address.is_multiple_of(page_bytes)
+            && u64::from(run.bytes).is_multiple_of(page_bytes)
+    };
+    if !runs.iter().all(whole) {
+        return Err(invalid("a run is not made of whole pages"));
+    }
+    let total: u64 = runs.iter().map(|run| u64::from(run.bytes)).sum();
+    if total > PAGES_BYTES_MAX {
+        return Err(invalid("a frame carries too many pages"));
+    }
+    Ok(runs)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_is_sent_is_received() {
+        let mut bytes = Vec::new();
+        send(&mut bytes, Kind::Accept, 7, &Accept { holder: None }).unwrap();
+        let (header, payload) = receive(&mut &bytes[..]).unwrap();
+        assert_eq!((header.kind, header.round), (Kind::Accept, 7));
+        assert_eq!(decode::<Accept>(&payload).unwrap(), Accept { holder: None });
+    }
+
+    #[test]
+    fn another_version_is_refused_in_words() {
+        let mut bytes = control(Kind::Round, 1, &[]);
+        bytes[4] = 9;
+        let checksum = crc32c::crc32c(&bytes[..20]).to_le_bytes();
+        bytes[20..24].copy_from_slice(&checksum);
+        let error = receive(&mut &bytes[..]).unwrap_err().to_string();
+        assert!(error.contains("version 9"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn runs_come_back(pages in prop::collection::vec((0u64..1 << 40, 1u32..3), 0..RUNS_MAX)) {
+            let sent: Vec<Run> = pages
+                .iter()
+                .map(|(page, n)| Run { address: page * 4096, bytes: n * 4096 })
+                .collect();
+            let frame = page_table(Kind::Pages, 1, &sent);
+            let (header, table) = receive(&mut &frame[..]).unwrap();
+            prop_assert_eq!(header.kind, Kind::Pages);
+            prop_assert_eq!(runs(&table, 4096).unwrap(), sent);
+        }
+
+        #[test]
+        fn no_stream_panics(bytes: Vec<u8>) {
+            let _ = receive(&mut &bytes[..]);
+            let _ = runs(&bytes, 4096);
+        }
+
+        #[test]
+        fn damage_is_noticed(at in 0usize..64, flip in 1u8..) {
+            let mut bytes = control(Kind::State, 3, &[0x5a; 40]);
+            bytes[at] ^= flip;
+            prop_assert!(receive(&mut &bytes[..]).is_err());
+        }
+    }
+}

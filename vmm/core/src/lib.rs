@@ -4,6 +4,7 @@
 
 extern crate alloc;
 
+pub mod compat;
 pub mod control;
 pub mod converge;
 pub mod lifecycle;

@@ -4,6 +4,7 @@ mod check;
 mod completions;
 mod ctl;
 mod options;
+mod receive;
 mod run;
 
 use std::io::IsTerminal;
@@ -42,6 +43,8 @@ enum Verb {
     Check,
     /// Print the description of the control API (OpenAPI 3.1).
     Openapi,
+    /// Wait for a guest that another host's VMM sends, and run it.
+    Receive(Box<receive::Arguments>),
     /// Print completions for a shell.
     Completions(completions::Arguments),
 }
@@ -58,6 +61,7 @@ pub fn main() -> ExitCode {
             print!("{}", crate::api::document());
             Ok(Ending::PoweredOff)
         }
+        Verb::Receive(arguments) => receive::main(&arguments),
         Verb::Completions(arguments) => {
             completions::main(&arguments, &mut Arguments::command());
             Ok(Ending::PoweredOff)

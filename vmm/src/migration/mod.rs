@@ -20,6 +20,8 @@
 //! it the source never runs the guest again. If the outcome of the commit is unknown, the
 //! lease alone decides.
 
+pub mod arrival;
+pub mod departure;
 pub mod dirty;
 pub mod pages;
 pub mod source;

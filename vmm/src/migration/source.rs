@@ -11,17 +11,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kvm_ioctls::VmFd;
 use storage_core::record::Holder;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vmm_core::converge::{Converge, Decision, Round};
 use vmm_core::migration::{CONNECTIONS_MAX, Migrate, Phase, Progress, Summary};
 
 use super::MigrationError;
-use super::dirty::{DirtyLog, PAGE_BYTES, SlotBitmap, WORD_PAGES};
+use super::dirty::{PAGE_BYTES, SlotBitmap, Tracker};
 use super::pages::{self, Touched};
 use super::stream::{Security, Stream};
 use super::wire::{self, Accept, Hello, Kind, Run, StateFrame};
+use crate::kvm::{DirtyLog, PAGES_PER_WORD};
+
 use crate::memory::GuestMemory;
 
 /// Memory is handed to the connections in pieces of so many words of the dirty bitmap.
@@ -124,8 +125,8 @@ pub enum Outcome {
 
 /// What moves.
 pub struct Guest {
-    /// Its virtual machine.
-    pub vm: Arc<VmFd>,
+    /// Its dirty log.
+    pub log: DirtyLog,
     /// Its memory.
     pub memory: Arc<GuestMemory>,
     /// The offer; token and connections are filled in here.
@@ -168,7 +169,7 @@ struct Source<'a> {
     watch: &'a Watch,
     began: Instant,
     memory: Arc<GuestMemory>,
-    log: DirtyLog,
+    tracker: Tracker,
     control: Stream,
     data: Vec<Stream>,
     holder: Option<Holder>,
@@ -206,7 +207,7 @@ impl<'a> Source<'a> {
             wish,
             watch,
             began,
-            log: DirtyLog::start(guest.vm, guest.memory.clone())?,
+            tracker: Tracker::start(guest.log, guest.memory.clone())?,
             memory: guest.memory,
             control,
             data,
@@ -253,12 +254,12 @@ impl<'a> Source<'a> {
         loop {
             let before = Instant::now();
             let sent_before = self.watch.sent_bytes.load(Ordering::Relaxed);
-            let dirty = self.log.collect()?;
+            let dirty = self.tracker.collect()?;
             let first = self.round == 0;
             self.round += 1;
             self.send_round(&dirty, touched.as_ref().filter(|_| first))?;
             self.watch.check()?;
-            let left = self.log.collect_size()?;
+            let left = self.tracker.dirty_bytes()?;
             let round = Round {
                 sent_bytes: self.watch.sent_bytes.load(Ordering::Relaxed) - sent_before,
                 took_us: before.elapsed().as_micros() as u64,
@@ -284,7 +285,7 @@ impl<'a> Source<'a> {
     /// Stop the guest and send the rest. On return the target is ready to run it.
     fn switch_over(&mut self, driver: &mut dyn SourceGuest) -> Result<(), MigrationError> {
         let machine = driver.stop().map_err(MigrationError::Here)?;
-        let dirty = self.log.collect()?;
+        let dirty = self.tracker.collect()?;
         self.round += 1;
         self.send_round(&dirty, None)?;
         let memory_hash = self.wish.verify.then(|| pages::hash(&self.memory));
@@ -336,7 +337,7 @@ impl<'a> Source<'a> {
             .collect();
         let next = AtomicU64::new(0);
         let cap = Cap::new(self.wish.bandwidth_max);
-        let (log, memory, watch) = (&self.log, &*self.memory, self.watch);
+        let (tracker, memory, watch) = (&self.tracker, &*self.memory, self.watch);
         let (round, to) = (self.round, &self.wish.to);
         let worker = |stream: &mut Stream| -> Result<(), MigrationError> {
             loop {
@@ -347,10 +348,9 @@ impl<'a> Source<'a> {
                 watch.check()?;
                 let bitmap = &dirty[slot];
                 let words = chunk(bitmap, word);
-                let first_page = word as u64 * WORD_PAGES;
                 // Just before it is read, so that no write between goes unnoticed.
-                log.clear(bitmap, first_page, words)?;
-                let address = bitmap.base + first_page * PAGE_BYTES;
+                tracker.clear(bitmap, word, words)?;
+                let address = bitmap.base + word as u64 * PAGES_PER_WORD * PAGE_BYTES;
                 let selection = pages::select(memory, address, words, touched);
                 let sent = send_selection(stream, memory, round, &selection)
                     .map_err(MigrationError::connection("send memory to", to))?;

@@ -10,6 +10,7 @@ use std::io::{self, Read, Write};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use storage_core::record::Holder;
+use vmm_core::compat::CpuidLeaf;
 use vmm_core::spec::Spec;
 
 use crate::codec;
@@ -86,7 +87,7 @@ pub struct Hello {
     pub spec: Spec,
     /// Layout of the machine state that will come.
     pub state_version: u16,
-    /// Features of the guest's processors, as CPUID leaves that must be there.
+    /// What the guest's processors were shown of their features.
     pub cpuid: Vec<CpuidLeaf>,
     /// Epoch of the lease; none without a datastore.
     pub epoch: Option<u64>,
@@ -96,17 +97,6 @@ pub struct Hello {
     pub token: Token,
     /// Memory will be compared.
     pub verify: bool,
-}
-
-/// One leaf of CPUID that the guest was shown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CpuidLeaf {
-    /// EAX of the question.
-    pub function: u32,
-    /// ECX of the question.
-    pub index: u32,
-    /// EAX, EBX, ECX and EDX of the answer.
-    pub registers: [u32; 4],
 }
 
 /// The target's answer.

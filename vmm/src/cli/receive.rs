@@ -1,0 +1,53 @@
+//! `vmm receive`: the target of a live migration.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::sync::{Arc, mpsc};
+
+use clap::Args;
+use shared_storage::gate::AlwaysOpen;
+use vmm_core::lifecycle::Ending;
+
+use super::run::Doors;
+use crate::console::Console;
+use crate::drive::drive;
+use crate::error::one_line;
+use crate::machine::DiskAccess;
+use crate::migration::arrival::Arrival;
+use crate::migration::stream::Security;
+use crate::migration::target;
+
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// Wait here for the source: HOST:PORT; port 0 takes a free one and prints it.
+    #[arg(long)]
+    listen: String,
+    /// Directory with the certificates for mutual TLS; plain TCP without one.
+    #[arg(long)]
+    tls_dir: Option<PathBuf>,
+    #[command(flatten)]
+    doors: Doors,
+}
+
+pub fn main(arguments: &Arguments) -> Result<Ending, String> {
+    let security = Security::from_dir(arguments.tls_dir.as_deref());
+    let security = security.map_err(|error| one_line(&error))?;
+    let listener = TcpListener::bind(&arguments.listen)
+        .map_err(|error| format!("cannot listen on {}: {error}", arguments.listen))?;
+    let address = listener.local_addr().map_err(|error| one_line(&error))?;
+    eprintln!("vmm: waiting for a guest on {address}");
+    let (notices, inbox) = mpsc::channel();
+    let console = Console::new(&arguments.doors.console, notices.clone());
+    let console = Arc::new(console.map_err(|error| one_line(&error))?);
+    let access = DiskAccess {
+        gate: Arc::new(AlwaysOpen),
+        root: None,
+        deferred: true,
+    };
+    let mut arrival = Arrival::new(console, notices, access, None);
+    target::receive(&listener, &security, &mut arrival).map_err(|error| one_line(&error))?;
+    match arrival.into_guest() {
+        Some(guest) => Ok(drive(&guest, &inbox)),
+        None => Err("no guest arrived".to_owned()),
+    }
+}

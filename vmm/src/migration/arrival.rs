@@ -83,7 +83,8 @@ impl Arrival {
 
 impl TargetGuest for Arrival {
     fn build(&mut self, hello: &Hello) -> Result<Arc<GuestMemory>, String> {
-        hello.spec.validate().map_err(|error| error.to_string())?;
+        let spec: Spec = toml::from_str(&hello.spec).map_err(|error| error.message().to_owned())?;
+        spec.validate().map_err(|error| error.to_string())?;
         if hello.state_version != STATE_VERSION {
             return Err(format!(
                 "its machine state has version {}, this program knows {STATE_VERSION}; \
@@ -107,7 +108,7 @@ impl TargetGuest for Arrival {
                 missing.join(", ")
             ));
         }
-        let parts = self.parts(kvm, hello.spec.clone())?;
+        let parts = self.parts(kvm, spec)?;
         let guest = Guest::empty(parts).map_err(|error| one_line(&error))?;
         let memory = guest.memory().clone();
         self.guest = Some(guest);

@@ -82,7 +82,7 @@ fn depart(
         log: guest.dirty_log().map_err(|error| here(&error))?,
         memory: guest.memory().clone(),
         hello: Hello {
-            spec: guest.spec().clone(),
+            spec: toml::to_string(guest.spec()).map_err(|error| here(&error))?,
             state_version: STATE_VERSION,
             cpuid: shown_features(guest)?,
             epoch: lease.map(HandOver::epoch),

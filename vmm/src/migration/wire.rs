@@ -11,7 +11,6 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use storage_core::record::Holder;
 use vmm_core::compat::CpuidLeaf;
-use vmm_core::spec::Spec;
 
 use crate::codec;
 
@@ -83,8 +82,8 @@ pub type Token = [u8; 16];
 /// The source's offer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    /// The guest, as the source runs it.
-    pub spec: Spec,
+    /// The guest's spec as TOML: its optional fields need a format that names fields.
+    pub spec: String,
     /// Layout of the machine state that will come.
     pub state_version: u16,
     /// What the guest's processors were shown of their features.

@@ -1,0 +1,230 @@
+//! Live migration on the local KVM: the probe guest moves between two machines of this
+//! process over loopback, and says from inside what it noticed.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use probe::abi::{REPORT_BYTES, REPORT_GPA};
+use probe::report::Report;
+use shared_storage::gate::AlwaysOpen;
+use vm_memory::{Bytes, GuestAddress};
+use vmm::console::{Console, ConsoleMode};
+use vmm::guest::{Guest, Parts};
+use vmm::machine::{Backends, DiskAccess};
+use vmm::migration::arrival::Arrival;
+use vmm::migration::departure::Departures;
+use vmm::migration::source::Outcome;
+use vmm::migration::stream::Security;
+use vmm::migration::{MigrationError, target};
+use vmm_core::converge::Goal;
+use vmm_core::lifecycle::State;
+use vmm_core::migration::Migrate;
+use vmm_core::spec::Spec;
+
+/// Whatever the probe is waited for comes within seconds; this leaves room for busy machines.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn access(deferred: bool) -> DiskAccess {
+    DiskAccess {
+        gate: Arc::new(AlwaysOpen),
+        root: None,
+        deferred,
+    }
+}
+
+fn console() -> (Arc<Console>, mpsc::Sender<vmm::notice::Notice>) {
+    let (notices, _) = mpsc::channel();
+    let console = Console::new(&ConsoleMode::Off, notices.clone()).unwrap();
+    (Arc::new(console), notices)
+}
+
+fn boot_probe(dir: &Path, settings: &str, cpus: u32, memory_mib: u64) -> Option<Arc<Guest>> {
+    let kvm = match vmm::kvm::open() {
+        Ok(kvm) => kvm,
+        Err(error) => {
+            println!("SKIPPED: {error}");
+            return None;
+        }
+    };
+    let kernel = dir.join("probe");
+    fs::write(&kernel, probe::IMAGE).unwrap();
+    let spec = Spec {
+        name: "probe".to_owned(),
+        cpus,
+        memory_mib,
+        kernel: kernel.to_string_lossy().into_owned(),
+        initramfs: None,
+        cmdline: format!("cpus={cpus} {settings}"),
+        hugepages: false,
+        disks: vec![],
+        nets: vec![],
+    };
+    let (console, notices) = console();
+    let backends = Backends::open(&spec, console, &access(false)).unwrap();
+    let guest = Guest::boot(Parts {
+        kvm,
+        spec,
+        backends,
+        masks: Vec::new(),
+        notices,
+        epoch: None,
+    });
+    let guest = guest.unwrap();
+    guest.start().unwrap();
+    wait_for(&guest, "that it runs", Report::is_running);
+    Some(guest)
+}
+
+fn report(guest: &Guest) -> Option<Report> {
+    let mut bytes = vec![0; REPORT_BYTES];
+    guest
+        .memory()
+        .read_slice(&mut bytes, GuestAddress(REPORT_GPA))
+        .unwrap();
+    Report::decode(&bytes).ok()
+}
+
+fn wait_for(guest: &Guest, what: &str, done: impl Fn(&Report) -> bool) -> Report {
+    let give_up = Instant::now() + PATIENCE;
+    loop {
+        match report(guest) {
+            Some(report) if done(&report) => return report,
+            found if Instant::now() > give_up => panic!("waited for {what}: {found:?}"),
+            _ => thread::sleep(Duration::from_millis(10)),
+        }
+    }
+}
+
+/// Two sweeps over all memory from now on: every page was read on this side at least once.
+fn verify_all_pages(guest: &Guest) -> Report {
+    let before = report(guest).unwrap().sweeps();
+    let cpus = u64::from(guest.spec().cpus);
+    let after = wait_for(guest, "sweeps", |report| {
+        report.sweeps() >= before + 2 * cpus || report.bad_pages() > 0
+    });
+    assert_eq!(after.bad_pages(), 0, "{after:?}");
+    after
+}
+
+fn wish(to: String) -> Migrate {
+    Migrate {
+        to,
+        connections: 2,
+        goal: Goal::default(),
+        bandwidth_max: 0,
+        verify: true,
+        tls_dir: None,
+    }
+}
+
+struct Moved {
+    guest: Arc<Guest>,
+    summary: vmm_core::migration::Summary,
+}
+
+fn migrate(guest: &Arc<Guest>, change: impl FnOnce(&mut Migrate)) -> Result<Moved, MigrationError> {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut wish = wish(listener.local_addr().unwrap().to_string());
+    change(&mut wish);
+    let security = Security::from_dir(wish.tls_dir.as_deref().map(Path::new)).unwrap();
+    let arriving = thread::spawn(move || {
+        let (console, notices) = console();
+        let mut arrival = Arrival::new(console, notices, access(true), None);
+        target::receive(&listener, &security, &mut arrival).map(|()| arrival.into_guest())
+    });
+    match Departures::default().depart(guest, None, &wish)? {
+        Outcome::Moved(summary) => {
+            let arrived = arriving.join().unwrap()?;
+            let guest = arrived.expect("the target says that it runs the guest");
+            Ok(Moved { guest, summary })
+        }
+        // Before it accepted the offer the target goes on listening.
+        Outcome::Stayed(error @ MigrationError::Refused(_)) => Err(error),
+        Outcome::Stayed(error) => {
+            assert!(
+                arriving.join().unwrap().is_err(),
+                "both sides have the guest"
+            );
+            Err(error)
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_guest_moves_and_every_page_arrives() {
+    let dir = tempfile::tempdir().unwrap();
+    for (settings, cpus) in [
+        ("fill_mib=1", 1),
+        ("fill_mib=64 hot_mib=4 rate_mib_s=50", 1),
+        ("fill_mib=64 hot_mib=16 rate_mib_s=50", 2),
+    ] {
+        let Some(guest) = boot_probe(dir.path(), settings, cpus, 256) else {
+            return;
+        };
+        let moved = migrate(&guest, |wish| wish.goal.accept_longer = true).unwrap();
+        assert_eq!(
+            guest.state(),
+            Some(State::Paused),
+            "the source stands still"
+        );
+        guest.end();
+        verify_all_pages(&moved.guest);
+        println!("{settings}, {cpus} vCPUs: {:?}", moved.summary);
+    }
+}
+
+#[test]
+fn a_guest_moves_to_and_fro() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = "fill_mib=16 hot_mib=2 rate_mib_s=20";
+    let Some(mut guest) = boot_probe(dir.path(), settings, 1, 64) else {
+        return;
+    };
+    for _ in 0..10 {
+        let moved = migrate(&guest, |wish| wish.goal.accept_longer = true).unwrap();
+        guest.end();
+        guest = moved.guest;
+    }
+    verify_all_pages(&guest);
+}
+
+#[test]
+fn a_guest_that_outruns_the_link_stays_and_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = "fill_mib=16 hot_mib=16 rate_mib_s=max";
+    let Some(guest) = boot_probe(dir.path(), settings, 1, 128) else {
+        return;
+    };
+    let stayed = migrate(&guest, |wish| {
+        wish.goal.blackout_max_us = 1;
+        wish.bandwidth_max = 512 << 20;
+    });
+    let error = stayed.err().expect("it cannot converge").to_string();
+    assert!(error.contains("faster than it can be sent"), "{error}");
+    assert_eq!(guest.state(), Some(State::Running));
+    verify_all_pages(&guest);
+}
+
+#[test]
+fn a_target_that_is_not_there_costs_the_guest_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(guest) = boot_probe(dir.path(), "fill_mib=1", 1, 64) else {
+        return;
+    };
+    let nobody = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let outcome = Departures::default().depart(&guest, None, &wish(nobody.to_string()));
+    assert!(matches!(outcome, Ok(Outcome::Stayed(_))), "{outcome:?}");
+    assert_eq!(guest.state(), Some(State::Running));
+    let turns = report(&guest).unwrap().vcpus[0].turns;
+    wait_for(&guest, "that it goes on", |report| {
+        report.vcpus[0].turns > turns
+    });
+}

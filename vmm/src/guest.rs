@@ -25,6 +25,7 @@ use crate::kvm::DirtyLog;
 use crate::lease::Lease;
 use crate::machine::{Backends, Built, Inspect, MachineError, MachineState, Paused, Running};
 use crate::memory::{self, GuestMemory};
+use crate::migration::departure::Departures;
 use crate::notice::Notice;
 use crate::vcpu::cpuid::LeafMask;
 
@@ -102,6 +103,7 @@ pub struct Guest {
     events: Events,
     reboots: AtomicU64,
     migrating: AtomicBool,
+    departures: Departures,
     /// Epoch of the lease; 0 without one.
     epoch: AtomicU64,
     lease: OnceLock<Arc<Lease>>,
@@ -140,6 +142,7 @@ impl Guest {
             events: Events::default(),
             reboots: AtomicU64::new(0),
             migrating: AtomicBool::new(false),
+            departures: Departures::default(),
         })
     }
 
@@ -151,6 +154,11 @@ impl Guest {
     /// The lease was handed over to us under this epoch.
     pub fn set_epoch(&self, epoch: u64) {
         self.epoch.store(epoch, Ordering::Release);
+    }
+
+    /// Its migrations to other hosts.
+    pub fn departures(&self) -> &Departures {
+        &self.departures
     }
 
     /// What it is made of.

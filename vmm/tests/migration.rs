@@ -26,15 +26,7 @@ use vmm_core::migration::Migrate;
 use vmm_core::spec::Spec;
 
 /// Whatever the probe is waited for comes within seconds; this leaves room for busy machines.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-fn access(deferred: bool) -> DiskAccess {
-    DiskAccess {
-        gate: Arc::new(AlwaysOpen),
-        root: None,
-        deferred,
-    }
-}
+const PATIENCE: Duration = Duration::from_mins(1);
 
 fn console() -> (Arc<Console>, mpsc::Sender<vmm::notice::Notice>) {
     let (notices, _) = mpsc::channel();
@@ -64,14 +56,19 @@ fn boot_probe(dir: &Path, settings: &str, cpus: u32, memory_mib: u64) -> Option<
         nets: vec![],
     };
     let (console, notices) = console();
-    let backends = Backends::open(&spec, console, &access(false)).unwrap();
+    let access = DiskAccess {
+        gate: Arc::new(AlwaysOpen),
+        root: None,
+        deferred: false,
+    };
+    let backends = Backends::open(&spec, console, &access).unwrap();
     let guest = Guest::boot(Parts {
         kvm,
         spec,
         backends,
         masks: Vec::new(),
         notices,
-        epoch: None,
+        lease: None,
     });
     let guest = guest.unwrap();
     guest.start().unwrap();
@@ -133,10 +130,10 @@ fn migrate(guest: &Arc<Guest>, change: impl FnOnce(&mut Migrate)) -> Result<Move
     let security = Security::from_dir(wish.tls_dir.as_deref().map(Path::new)).unwrap();
     let arriving = thread::spawn(move || {
         let (console, notices) = console();
-        let mut arrival = Arrival::new(console, notices, access(true), None);
+        let mut arrival = Arrival::new(console, notices, None);
         target::receive(&listener, &security, &mut arrival).map(|()| arrival.into_guest())
     });
-    match Departures::default().depart(guest, None, &wish)? {
+    match Departures::default().depart(guest, &wish)? {
         Outcome::Moved(summary) => {
             let arrived = arriving.join().unwrap()?;
             let guest = arrived.expect("the target says that it runs the guest");
@@ -185,7 +182,7 @@ fn a_guest_moves_to_and_fro() {
     let Some(mut guest) = boot_probe(dir.path(), settings, 1, 64) else {
         return;
     };
-    for _ in 0..10 {
+    for _ in 0..6 {
         let moved = migrate(&guest, |wish| wish.goal.accept_longer = true).unwrap();
         guest.end();
         guest = moved.guest;
@@ -220,7 +217,7 @@ fn a_target_that_is_not_there_costs_the_guest_nothing() {
         .unwrap()
         .local_addr()
         .unwrap();
-    let outcome = Departures::default().depart(&guest, None, &wish(nobody.to_string()));
+    let outcome = Departures::default().depart(&guest, &wish(nobody.to_string()));
     assert!(matches!(outcome, Ok(Outcome::Stayed(_))), "{outcome:?}");
     assert_eq!(guest.state(), Some(State::Running));
     let turns = report(&guest).unwrap().vcpus[0].turns;

@@ -28,6 +28,15 @@ pub fn document() -> String {
             "/v1/power-button": put("Press the power button; the guest decides what it does"),
             "/v1/power-off": put("Cut its power: the VMM ends with code 0"),
             "/v1/reset": put("Reset it: the same VMM boots it again"),
+            "/v1/migration": {
+                "get": get("How the latest migration goes", "Progress")["get"],
+                "put": { "summary": "Begin to move the guest to another host's VMM",
+                    "requestBody": { "content": { "application/json": {
+                        "schema": reference("Migrate") } } },
+                    "responses": put("")["put"]["responses"] },
+                "delete": { "summary": "Cancel; the guest goes on here",
+                    "responses": put("")["put"]["responses"] }
+            },
         },
         "components": { "schemas": schemas() }
     });
@@ -71,6 +80,18 @@ fn schemas() -> Value {
     let count = json!({ "type": "integer", "minimum": 0 });
     let text = json!({ "type": "string" });
     json!({
+        "Migrate": { "type": "object", "required": ["to"], "properties": {
+            "to": text, "connections": count, "bandwidth_max": count, "verify": { "type": "boolean" },
+            "tls_dir": { "type": ["string", "null"] },
+            "goal": { "type": "object", "properties": {
+                "blackout_max_us": count, "accept_longer": { "type": "boolean" } } } } },
+        "Progress": object(&json!({
+            "phase": { "enum": ["handshake", "copying", "switch-over", "commit", "done", "failed",
+                "uncertain"] },
+            "round": count, "sent_bytes": count, "left_bytes": count, "rate": count,
+            "dirty_bytes": count, "predicted_blackout_us": count,
+            "summary": { "type": ["object", "null"] }, "error": { "type": ["string", "null"] }
+        })),
         "State": { "enum": ["built", "running", "paused", "migrating", "moved"] },
         "Info": object(&json!({
             "name": text, "state": reference("State"), "version": text, "pid": count,

@@ -5,19 +5,26 @@ use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
 use hyper::header::CONTENT_TYPE;
 use hyper::{Request, Response, StatusCode};
 use serde::Serialize;
 use vmm_core::control::{Counters, DiskCounters, Refusal};
+use vmm_core::migration::Migrate;
 
 use super::{Body, document};
 use crate::devices::virtio::block::BlockCounters;
 use crate::error::one_line;
 use crate::guest::{Guest, GuestError, Hold};
+use crate::migration::departure::Departures;
 use crate::notice::Notice;
 
+/// Longest body of a request.
+const REQUEST_BYTES_MAX: usize = 64 << 10;
+
 /// All there is; the OpenAPI document lists the same.
-pub const ROUTES: [(&str, &str); 9] = [
+pub const ROUTES: [(&str, &str); 12] = [
     ("GET", "/v1/info"),
     ("GET", "/v1/counters"),
     ("GET", "/v1/events"),
@@ -27,11 +34,15 @@ pub const ROUTES: [(&str, &str); 9] = [
     ("PUT", "/v1/power-button"),
     ("PUT", "/v1/power-off"),
     ("PUT", "/v1/reset"),
+    ("GET", "/v1/migration"),
+    ("PUT", "/v1/migration"),
+    ("DELETE", "/v1/migration"),
 ];
 
 /// Answer one request.
-pub async fn answer<B>(request: Request<B>, guest: Arc<Guest>) -> Response<Body> {
-    let path = request.uri().path();
+pub async fn answer(request: Request<Incoming>, guest: Arc<Guest>) -> Response<Body> {
+    let path = request.uri().path().to_owned();
+    let path = path.as_str();
     match (request.method().as_str(), path) {
         ("GET", "/v1/info") => show(guest.info()),
         ("GET", "/v1/counters") => show(counters(&guest)),
@@ -48,6 +59,12 @@ pub async fn answer<B>(request: Request<B>, guest: Arc<Guest>) -> Response<Body>
         ("PUT", "/v1/power-button") => act(guest, Guest::press_power_button).await,
         ("PUT", "/v1/power-off") => tell(&guest, Notice::Off),
         ("PUT", "/v1/reset") => tell(&guest, Notice::Reset),
+        ("GET", "/v1/migration") => show(Ok(guest.departures().latest().progress())),
+        ("PUT", "/v1/migration") => migrate(request, guest).await,
+        ("DELETE", "/v1/migration") => {
+            guest.departures().latest().cancel();
+            done_response()
+        }
         _ if ROUTES.iter().any(|(_, known)| *known == path) => {
             let why = format!("{path} does not take {}", request.method());
             refuse(StatusCode::METHOD_NOT_ALLOWED, &why)
@@ -67,6 +84,25 @@ async fn act(
     match tokio::task::spawn_blocking(move || act(&guest)).await {
         Ok(done) => done.map_or_else(|error| refuse_error(&error), |()| done_response()),
         Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
+}
+
+/// Start a migration; its progress is for `GET` to tell.
+async fn migrate(request: Request<Incoming>, guest: Arc<Guest>) -> Response<Body> {
+    let body = Limited::new(request.into_body(), REQUEST_BYTES_MAX)
+        .collect()
+        .await;
+    let wish: Migrate = match body.map(|body| serde_json::from_slice(&body.to_bytes())) {
+        Ok(Ok(wish)) => wish,
+        Ok(Err(error)) => {
+            let why = format!("this is no request to migrate: {error}");
+            return refuse(StatusCode::BAD_REQUEST, &why);
+        }
+        Err(error) => return refuse(StatusCode::BAD_REQUEST, &error.to_string()),
+    };
+    match Departures::begin(guest, wish) {
+        Ok(()) => done_response(),
+        Err(error) => refuse(StatusCode::CONFLICT, &one_line(&error)),
     }
 }
 

@@ -3,6 +3,7 @@
 mod check;
 mod completions;
 mod ctl;
+mod migrate;
 mod options;
 mod receive;
 mod run;
@@ -43,6 +44,8 @@ enum Verb {
     Check,
     /// Print the description of the control API (OpenAPI 3.1).
     Openapi,
+    /// Move a running guest to the VMM that waits for it on another host.
+    Migrate(migrate::Arguments),
     /// Wait for a guest that another host's VMM sends, and run it.
     Receive(Box<receive::Arguments>),
     /// Print completions for a shell.
@@ -61,6 +64,7 @@ pub fn main() -> ExitCode {
             print!("{}", crate::api::document());
             Ok(Ending::PoweredOff)
         }
+        Verb::Migrate(arguments) => migrate::main(&arguments).map(|()| Ending::PoweredOff),
         Verb::Receive(arguments) => receive::main(&arguments),
         Verb::Completions(arguments) => {
             completions::main(&arguments, &mut Arguments::command());

@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 
 use clap::Args;
-use shared_storage::gate::AlwaysOpen;
 use vmm_core::lifecycle::Ending;
 
 use super::run::Doors;
+use crate::api::Door;
 use crate::console::Console;
 use crate::drive::drive;
 use crate::error::one_line;
-use crate::machine::DiskAccess;
+use crate::lease::LeaseFlags;
 use crate::migration::arrival::Arrival;
 use crate::migration::stream::Security;
 use crate::migration::target;
@@ -27,6 +27,8 @@ pub struct Arguments {
     tls_dir: Option<PathBuf>,
     #[command(flatten)]
     doors: Doors,
+    #[command(flatten)]
+    lease: LeaseFlags,
 }
 
 pub fn main(arguments: &Arguments) -> Result<Ending, String> {
@@ -39,15 +41,23 @@ pub fn main(arguments: &Arguments) -> Result<Ending, String> {
     let (notices, inbox) = mpsc::channel();
     let console = Console::new(&arguments.doors.console, notices.clone());
     let console = Arc::new(console.map_err(|error| one_line(&error))?);
-    let access = DiskAccess {
-        gate: Arc::new(AlwaysOpen),
-        root: None,
-        deferred: true,
-    };
-    let mut arrival = Arrival::new(console, notices, access, None);
+    let citizen = arguments
+        .lease
+        .citizen()
+        .map_err(|error| one_line(&error))?;
+    let door = arguments
+        .doors
+        .api_socket
+        .as_deref()
+        .map(Door::open)
+        .transpose();
+    let door = door.map_err(|error| one_line(&error))?;
+    let mut arrival = Arrival::new(console, notices, citizen);
     target::receive(&listener, &security, &mut arrival).map_err(|error| one_line(&error))?;
-    match arrival.into_guest() {
-        Some(guest) => Ok(drive(&guest, &inbox)),
-        None => Err("no guest arrived".to_owned()),
+    let guest = arrival.into_guest().ok_or("no guest arrived")?;
+    if let Some(door) = &door {
+        door.serve(guest.clone())
+            .map_err(|error| format!("cannot serve the API: {error}"))?;
     }
+    Ok(drive(&guest, &inbox))
 }

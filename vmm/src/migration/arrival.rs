@@ -1,9 +1,11 @@
 //! A guest arrives in this process: what [`super::target`] needs of it.
 
-use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, OnceLock};
 
 use kvm_ioctls::Kvm;
+use shared_storage::gate::{Gate, Shut};
+use shared_storage::lease::LeaseGate;
 use storage_core::record::Holder;
 use vmm_core::compat::missing_features;
 use vmm_core::spec::Spec;
@@ -16,43 +18,40 @@ use crate::console::Console;
 use crate::error::one_line;
 use crate::guest::{Guest, Hold, Parts};
 use crate::kvm;
+use crate::lease::Citizen;
 use crate::machine::state::{MachineState, STATE_VERSION};
 use crate::machine::{Backends, DiskAccess};
 use crate::memory::GuestMemory;
 use crate::notice::Notice;
 
-/// The right to run the guest, where there is a datastore.
-pub trait Adopt: Send {
-    /// This host as a holder.
-    fn holder(&self) -> Holder;
-    /// Does the lease name this host?
-    fn owns(&mut self) -> Option<bool>;
-    /// Take the lease up; from here on its gate is open.
-    fn adopt(&mut self) -> Result<u64, String>;
+/// The gate of a guest that is arriving: nothing of it runs before the lease is adopted, and
+/// from then on the lease's own gate decides.
+#[derive(Debug, Default)]
+pub struct ArrivalGate(OnceLock<Arc<LeaseGate>>);
+
+impl Gate for ArrivalGate {
+    fn pass(&self) -> Result<(), Shut> {
+        self.0.get().map_or(Ok(()), |gate| gate.pass())
+    }
 }
 
 /// A guest that is arriving.
 pub struct Arrival {
     console: Arc<Console>,
     notices: Sender<Notice>,
-    access: DiskAccess,
-    lease: Option<Box<dyn Adopt>>,
+    citizen: Option<Citizen>,
+    gate: Arc<ArrivalGate>,
     guest: Option<Arc<Guest>>,
 }
 
 impl Arrival {
     /// Nothing has arrived yet.
-    pub fn new(
-        console: Arc<Console>,
-        notices: Sender<Notice>,
-        access: DiskAccess,
-        lease: Option<Box<dyn Adopt>>,
-    ) -> Self {
+    pub fn new(console: Arc<Console>, notices: Sender<Notice>, citizen: Option<Citizen>) -> Self {
         Self {
             console,
             notices,
-            access,
-            lease,
+            citizen,
+            gate: Arc::default(),
             guest: None,
         }
     }
@@ -69,14 +68,22 @@ impl Arrival {
     }
 
     fn parts(&self, kvm: Kvm, spec: Spec) -> Result<Parts, String> {
-        let backends = Backends::open(&spec, self.console.clone(), &self.access);
+        let access = DiskAccess {
+            gate: self.gate.clone(),
+            root: self
+                .citizen
+                .as_ref()
+                .map(|citizen| citizen.store().root().to_owned()),
+            deferred: true,
+        };
+        let backends = Backends::open(&spec, self.console.clone(), &access);
         Ok(Parts {
             kvm,
             backends: backends.map_err(|error| one_line(&error))?,
             spec,
             masks: Vec::new(),
             notices: self.notices.clone(),
-            epoch: None,
+            lease: None,
         })
     }
 }
@@ -92,7 +99,7 @@ impl TargetGuest for Arrival {
                 hello.state_version
             ));
         }
-        if hello.epoch.is_some() != self.lease.is_some() {
+        if hello.epoch.is_some() != self.citizen.is_some() {
             return Err(
                 "one side has a lease for the guest and the other has not; give both \
                         the same --datastore and --guest"
@@ -116,7 +123,7 @@ impl TargetGuest for Arrival {
     }
 
     fn holder(&self) -> Option<Holder> {
-        self.lease.as_ref().map(|lease| lease.holder())
+        self.citizen.as_ref().map(Citizen::holder)
     }
 
     fn restore(&mut self, machine: &[u8]) -> Result<(), String> {
@@ -127,14 +134,17 @@ impl TargetGuest for Arrival {
     }
 
     fn owns(&mut self) -> Option<bool> {
-        self.lease.as_mut().and_then(|lease| lease.owns())
+        self.citizen.as_ref()?.owns().ok()
     }
 
     fn run(&mut self) -> Result<(), String> {
-        let epoch = self.lease.as_mut().map(|lease| lease.adopt()).transpose()?;
-        let guest = self.guest()?;
-        if let Some(epoch) = epoch {
-            guest.set_epoch(epoch);
+        let guest = self.guest()?.clone();
+        if let Some(citizen) = self.citizen.take() {
+            let lease = Arc::new(citizen.adopt().map_err(|error| one_line(&error))?);
+            let _ = self.gate.0.set(lease.gate());
+            guest.set_lease(lease.clone());
+            let guarded = lease.guard(guest.clone());
+            guarded.map_err(|error| format!("cannot watch over the lease: {error}"))?;
         }
         guest
             .backends()

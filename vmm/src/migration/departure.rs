@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use shared_storage::lease::HandOver;
 use storage_core::record::Holder;
 use vmm_core::compat::CpuidLeaf;
 use vmm_core::migration::Migrate;
@@ -16,17 +18,13 @@ use crate::codec;
 use crate::error::one_line;
 use crate::guest::{Guest, Hold};
 use crate::kvm::KvmError;
+use crate::lease::Lease;
 use crate::machine::state::STATE_VERSION;
 use crate::notice::Notice;
 use crate::vcpu::cpuid;
 
-/// Hands the lease of a guest to another host.
-pub trait HandOver: Send + Sync {
-    /// Epoch under which the guest runs here.
-    fn epoch(&self) -> u64;
-    /// The commit. The guest stands still and its writes are complete.
-    fn hand_over(&self, to: Holder) -> Commit;
-}
+/// The datastore has so long to answer at the commit.
+const COMMIT_LIMIT: Duration = Duration::from_secs(10);
 
 /// Departures of one guest: one at a time.
 #[derive(Default)]
@@ -44,13 +42,28 @@ impl Departures {
             .clone()
     }
 
+    /// Begin to move `guest` as `wish` says; [`Departures::latest`] tells how it goes.
+    pub fn begin(guest: Arc<Guest>, wish: Migrate) -> Result<(), MigrationError> {
+        if guest.departures().under_way.load(Ordering::Acquire) {
+            return Err(MigrationError::Here(
+                "a migration is under way already".to_owned(),
+            ));
+        }
+        let depart = move || {
+            if let Err(error) = guest.departures().depart(&guest, &wish) {
+                tracing::warn!(error = one_line(&error), "cannot migrate");
+            }
+        };
+        let begun = std::thread::Builder::new()
+            .name("migration".into())
+            .spawn(depart);
+        begun
+            .map(drop)
+            .map_err(|error| MigrationError::Here(error.to_string()))
+    }
+
     /// Move `guest` as `wish` says, and wait for the end of it.
-    pub fn depart(
-        &self,
-        guest: &Arc<Guest>,
-        lease: Option<&dyn HandOver>,
-        wish: &Migrate,
-    ) -> Result<Outcome, MigrationError> {
+    pub fn depart(&self, guest: &Arc<Guest>, wish: &Migrate) -> Result<Outcome, MigrationError> {
         if self.under_way.swap(true, Ordering::AcqRel) {
             return Err(MigrationError::Here(
                 "a migration is under way already".to_owned(),
@@ -62,19 +75,14 @@ impl Departures {
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner) = watch.clone();
         guest.set_migrating(true);
-        let outcome = depart(guest, lease, wish, &watch);
+        let outcome = depart(guest, wish, &watch);
         guest.set_migrating(false);
         self.under_way.store(false, Ordering::Release);
         outcome
     }
 }
 
-fn depart(
-    guest: &Arc<Guest>,
-    lease: Option<&dyn HandOver>,
-    wish: &Migrate,
-    watch: &Watch,
-) -> Result<Outcome, MigrationError> {
+fn depart(guest: &Arc<Guest>, wish: &Migrate, watch: &Watch) -> Result<Outcome, MigrationError> {
     let here = |error: &dyn std::error::Error| MigrationError::Here(one_line(error));
     let security = Security::from_dir(wish.tls_dir.as_deref().map(Path::new));
     let security = security.map_err(|error| here(&error))?;
@@ -85,7 +93,7 @@ fn depart(
             spec: toml::to_string(guest.spec()).map_err(|error| here(&error))?,
             state_version: STATE_VERSION,
             cpuid: shown_features(guest)?,
-            epoch: lease.map(HandOver::epoch),
+            epoch: guest.lease().and_then(Lease::epoch),
             connections: wish.connections,
             token: random_token(),
             verify: wish.verify,
@@ -93,12 +101,14 @@ fn depart(
     };
     let mut driver = Driver {
         guest,
-        lease,
         reboots: guest.reboots(),
     };
     let outcome = source::migrate(wish, &security, moving, &mut driver, watch);
     let ending = match &outcome {
-        Outcome::Moved(_) => Notice::Moved,
+        Outcome::Moved(_) => {
+            watch.wait_until_end_was_seen();
+            Notice::Moved
+        }
         Outcome::Lost(why) => Notice::LeaseLost(why.clone()),
         Outcome::Stayed(_) | Outcome::Stopped(_) => return Ok(outcome),
     };
@@ -131,7 +141,6 @@ fn shown_features(guest: &Guest) -> Result<Vec<CpuidLeaf>, MigrationError> {
 
 struct Driver<'a> {
     guest: &'a Arc<Guest>,
-    lease: Option<&'a dyn HandOver>,
     reboots: u64,
 }
 
@@ -161,12 +170,24 @@ impl SourceGuest for Driver<'_> {
     }
 
     fn commit(&mut self, holder: Option<Holder>) -> Commit {
-        match (self.lease, holder) {
+        match (self.guest.lease(), holder) {
             (None, _) => Commit::Done(0),
-            (Some(lease), Some(holder)) => lease.hand_over(holder),
+            (Some(lease), Some(holder)) => match lease.hand_over(holder, COMMIT_LIMIT) {
+                HandOver::Done(record) => Commit::Done(record.epoch),
+                HandOver::NotDone => Commit::NotDone("the lease could not be handed over".into()),
+                HandOver::Lost(record) => Commit::Lost(format!(
+                    "a third host has its lease (epoch {})",
+                    record.epoch
+                )),
+                HandOver::Unknown => Commit::Unknown(
+                    "the datastore does not say whether the lease was handed over; the guest \
+                     stands still until it does"
+                        .into(),
+                ),
+            },
             (Some(_), None) => Commit::NotDone(
                 "the target has no datastore; start it with the same --datastore and --guest"
-                    .to_owned(),
+                    .into(),
             ),
         }
     }

@@ -28,6 +28,10 @@ use crate::memory::GuestMemory;
 /// Memory is handed to the connections in pieces of so many words of the dirty bitmap.
 const CHUNK_WORDS: usize = 8;
 
+/// The source's VMM ends after so long, whether or not somebody saw how it went.
+const LINGER_MAX: Duration = Duration::from_secs(1);
+const LINGER_POLL: Duration = Duration::from_millis(5);
+
 /// How the right to run the guest changed hands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Commit {
@@ -58,6 +62,7 @@ pub struct Watch {
     sent_bytes: AtomicU64,
     skipped_bytes: AtomicU64,
     cancelled: AtomicBool,
+    end_was_seen: AtomicBool,
 }
 
 impl Default for Watch {
@@ -77,6 +82,7 @@ impl Default for Watch {
             sent_bytes: AtomicU64::new(0),
             skipped_bytes: AtomicU64::new(0),
             cancelled: AtomicBool::new(false),
+            end_was_seen: AtomicBool::new(false),
         }
     }
 }
@@ -86,7 +92,18 @@ impl Watch {
     pub fn progress(&self) -> Progress {
         let mut progress = self.lock().clone();
         progress.sent_bytes = self.sent_bytes.load(Ordering::Relaxed);
+        if progress.phase == Phase::Done {
+            self.end_was_seen.store(true, Ordering::Release);
+        }
         progress
+    }
+
+    /// Leave whoever watches the migration the time to see how it ended.
+    pub fn wait_until_end_was_seen(&self) {
+        let give_up = Instant::now() + LINGER_MAX;
+        while !self.end_was_seen.load(Ordering::Acquire) && Instant::now() < give_up {
+            thread::sleep(LINGER_POLL);
+        }
     }
 
     /// Give up, unless it is too late for that.

@@ -1,0 +1,127 @@
+//! `vmm migrate`: asks a guest's VMM to move it, and shows how that goes.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use clap::Args;
+use vmm_core::converge::Goal;
+use vmm_core::migration::{CONNECTIONS_MAX, Migrate, Phase, Progress};
+
+use super::ctl::request;
+
+const PATH: &str = "/v1/migration";
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// The guest's API socket.
+    #[arg(long, value_name = "PATH")]
+    api_socket: PathBuf,
+    /// Where `vmm receive` waits on the other host: HOST:PORT.
+    #[arg(long)]
+    to: String,
+    /// Connections that carry memory.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=i64::from(CONNECTIONS_MAX)))]
+    connections: u32,
+    /// The guest shall not stand still for longer than this, in milliseconds.
+    #[arg(long, default_value_t = 10)]
+    blackout_max_ms: u64,
+    /// Move it even if it has to stand still for longer.
+    #[arg(long)]
+    accept_longer: bool,
+    /// Most bytes per second of all connections together; 0: as fast as it goes.
+    #[arg(long, default_value_t = 0)]
+    bandwidth_max: u64,
+    /// Compare a hash of all memory on both sides before the commit.
+    #[arg(long)]
+    verify: bool,
+    /// Directory with the certificates for mutual TLS; plain TCP without one.
+    #[arg(long)]
+    tls_dir: Option<PathBuf>,
+    /// Print the summary as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn main(arguments: &Arguments) -> Result<(), String> {
+    let wish = Migrate {
+        to: arguments.to.clone(),
+        connections: arguments.connections,
+        goal: Goal {
+            blackout_max_us: arguments.blackout_max_ms.saturating_mul(1000),
+            accept_longer: arguments.accept_longer,
+        },
+        bandwidth_max: arguments.bandwidth_max,
+        verify: arguments.verify,
+        tls_dir: arguments
+            .tls_dir
+            .as_ref()
+            .map(|dir| dir.to_string_lossy().into_owned()),
+    };
+    let body = serde_json::to_vec(&wish).map_err(|error| error.to_string())?;
+    request(&arguments.api_socket, "PUT", PATH, Some(&body))?.body()?;
+    let shows = std::io::stderr().is_terminal() && !arguments.json;
+    let last = follow(arguments, shows)?;
+    if let Some(error) = last.error {
+        return Err(match last.phase {
+            Phase::Uncertain => format!("{error}; the guest stands still on this host"),
+            _ => format!("the guest stays on this host: {error}"),
+        });
+    }
+    let summary = last
+        .summary
+        .ok_or("the guest's VMM ended before it told how it went")?;
+    if arguments.json {
+        println!(
+            "{}",
+            serde_json::to_string(&summary).map_err(|error| error.to_string())?
+        );
+        return Ok(());
+    }
+    println!(
+        "moved in {} ms: blackout {:.1} ms (predicted {:.1}), {} MiB in {} rounds{}",
+        summary.total_us / 1000,
+        summary.blackout_us as f64 / 1000.0,
+        summary.predicted_blackout_us as f64 / 1000.0,
+        summary.sent_bytes >> 20,
+        summary.rounds,
+        if summary.verified {
+            ", memory verified"
+        } else {
+            ""
+        },
+    );
+    Ok(())
+}
+
+/// Until it is over.
+fn follow(arguments: &Arguments, shows: bool) -> Result<Progress, String> {
+    loop {
+        let body = request(&arguments.api_socket, "GET", PATH, None)?.body()?;
+        let progress: Progress =
+            serde_json::from_slice(&body).map_err(|error| format!("a damaged answer: {error}"))?;
+        if shows {
+            eprint!(
+                "\r{:?}: round {}, {} MiB sent at {} MiB/s, {} MiB dirty, blackout {} ms    ",
+                progress.phase,
+                progress.round,
+                progress.sent_bytes >> 20,
+                progress.rate >> 20,
+                progress.dirty_bytes >> 20,
+                progress.predicted_blackout_us / 1000,
+            );
+        }
+        if matches!(
+            progress.phase,
+            Phase::Done | Phase::Failed | Phase::Uncertain
+        ) {
+            if shows {
+                eprintln!();
+            }
+            return Ok(progress);
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+}

@@ -16,7 +16,6 @@ use vmm::console::{Console, ConsoleMode};
 use vmm::guest::{Guest, Parts};
 use vmm::machine::{Backends, DiskAccess};
 use vmm::migration::arrival::Arrival;
-use vmm::migration::departure::Departures;
 use vmm::migration::source::Outcome;
 use vmm::migration::stream::Security;
 use vmm::migration::{MigrationError, target};
@@ -68,7 +67,7 @@ fn boot_probe(dir: &Path, settings: &str, cpus: u32, memory_mib: u64) -> Option<
         backends,
         masks: Vec::new(),
         notices,
-        lease: None,
+        epoch: None,
     });
     let guest = guest.unwrap();
     guest.start().unwrap();
@@ -133,7 +132,7 @@ fn migrate(guest: &Arc<Guest>, change: impl FnOnce(&mut Migrate)) -> Result<Move
         let mut arrival = Arrival::new(console, notices, None);
         target::receive(&listener, &security, &mut arrival).map(|()| arrival.into_guest())
     });
-    match Departures::default().depart(guest, &wish)? {
+    match guest.departures().depart(guest, &wish)? {
         Outcome::Moved(summary) => {
             let arrived = arriving.join().unwrap()?;
             let guest = arrived.expect("the target says that it runs the guest");
@@ -191,18 +190,25 @@ fn a_guest_moves_to_and_fro() {
 }
 
 #[test]
-fn a_guest_that_outruns_the_link_stays_and_goes_on() {
+fn a_cancelled_migration_leaves_the_guest_where_it_was() {
     let dir = tempfile::tempdir().unwrap();
-    let settings = "fill_mib=16 hot_mib=16 rate_mib_s=max";
+    let settings = "fill_mib=32 hot_mib=2 rate_mib_s=20";
     let Some(guest) = boot_probe(dir.path(), settings, 1, 128) else {
         return;
     };
-    let stayed = migrate(&guest, |wish| {
-        wish.goal.blackout_max_us = 1;
-        wish.bandwidth_max = 512 << 20;
+    let cancelling = thread::spawn({
+        let guest = guest.clone();
+        move || {
+            while guest.departures().latest().progress().sent_bytes == 0 {
+                thread::sleep(Duration::from_millis(1));
+            }
+            guest.departures().latest().cancel();
+        }
     });
-    let error = stayed.err().expect("it cannot converge").to_string();
-    assert!(error.contains("faster than it can be sent"), "{error}");
+    // Slow enough to be still under way when it is cancelled.
+    let stayed = migrate(&guest, |wish| wish.bandwidth_max = 2 << 20);
+    cancelling.join().unwrap();
+    assert!(matches!(stayed.err(), Some(MigrationError::Cancelled)));
     assert_eq!(guest.state(), Some(State::Running));
     verify_all_pages(&guest);
 }
@@ -217,7 +223,7 @@ fn a_target_that_is_not_there_costs_the_guest_nothing() {
         .unwrap()
         .local_addr()
         .unwrap();
-    let outcome = Departures::default().depart(&guest, &wish(nobody.to_string()));
+    let outcome = guest.departures().depart(&guest, &wish(nobody.to_string()));
     assert!(matches!(outcome, Ok(Outcome::Stayed(_))), "{outcome:?}");
     assert_eq!(guest.state(), Some(State::Running));
     let turns = report(&guest).unwrap().vcpus[0].turns;

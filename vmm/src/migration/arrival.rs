@@ -83,7 +83,7 @@ impl Arrival {
             spec,
             masks: Vec::new(),
             notices: self.notices.clone(),
-            lease: None,
+            epoch: None,
         })
     }
 }

@@ -18,7 +18,6 @@ use crate::codec;
 use crate::error::one_line;
 use crate::guest::{Guest, Hold};
 use crate::kvm::KvmError;
-use crate::lease::Lease;
 use crate::machine::state::STATE_VERSION;
 use crate::notice::Notice;
 use crate::vcpu::cpuid;
@@ -93,7 +92,7 @@ fn depart(guest: &Arc<Guest>, wish: &Migrate, watch: &Watch) -> Result<Outcome, 
             spec: toml::to_string(guest.spec()).map_err(|error| here(&error))?,
             state_version: STATE_VERSION,
             cpuid: shown_features(guest)?,
-            epoch: guest.lease().and_then(Lease::epoch),
+            epoch: guest.lease().and_then(|lease| lease.epoch()),
             connections: wish.connections,
             token: random_token(),
             verify: wish.verify,

@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 # Debian packages: what the build, the guest images and the lab need; what only the benchmarks need.
-PACKAGES := gcc make busybox-static cpio e2fsprogs fdisk iproute2 kmod mmdebstrap \
+PACKAGES := binutils busybox-static cpio e2fsprogs gcc iproute2 kmod libc6-dev mmdebstrap \
             qemu-system-x86 qemu-utils xz-utils zstd
 BENCH_PACKAGES := ganeti-htools iperf3
 
@@ -33,10 +33,27 @@ install = missing=$$(for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/
 build: packages ## Build everything that ships, in the profile that ships
 	cargo build --release --workspace --bins
 
-.PHONY: lint
-lint: packages
+.PHONY: images
+images: packages ## Make the guests' images, from Debian packages
+	guest-images/linux/build all
+
+.PHONY: demo
+demo: packages ## Show it: a cluster of three hosts in the lab, a guest, a power cut
+	cargo run --release -p e2e --bin demo
+
+# The images come over the network while the processor compiles.
+.PHONY: test
+test: packages ## Prove it: format, lints, unit and property tests, simulator, lab
 	cargo fmt --all --check
-	cargo clippy --release --workspace --all-targets -- -D warnings
+	guest-images/linux/build all > images.log 2>&1 & images=$$!; \
+	cargo clippy --release --workspace --all-targets -- -D warnings && \
+	cargo test --release --workspace --exclude e2e && \
+	{ wait $$images || { cat images.log; exit 1; }; } && rm -f images.log
+	cargo test --release -p e2e
+
+.PHONY: bench
+bench: bench-packages ## Measure it, beside its peers, in one run
+	cargo run --release -p bench -- all
 
 .PHONY: clean
 clean: ## Remove everything that was built

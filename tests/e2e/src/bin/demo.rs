@@ -45,13 +45,19 @@ fn show() -> lab::Result<()> {
         datastore: Some(datastore),
         ..Settings::default()
     })?;
-    figures.push(Figure { what: "three hosts and the storage are up", took: began.elapsed() });
+    figures.push(Figure {
+        what: "three hosts and the storage are up",
+        took: began.elapsed(),
+    });
 
     step("Pointing each host's agent at the datastore: cluster-agent --datastore /srv/vmstore");
     let began = Instant::now();
     let cluster = Cluster::start(lab.hosts())?;
     let leader = cluster.all_well()?;
-    figures.push(Figure { what: "they are one cluster, with a leader", took: began.elapsed() });
+    figures.push(Figure {
+        what: "they are one cluster, with a leader",
+        took: began.elapsed(),
+    });
 
     step("Making and starting a guest: godwit create web1 --image debian");
     let began = Instant::now();
@@ -61,25 +67,40 @@ fn show() -> lab::Result<()> {
         &format!("godwit create {GUEST} --image debian --memory 256M --cmdline '{cmdline}'"),
     )?;
     tell(&said);
-    figures.push(Figure { what: "the guest's VMM runs", took: began.elapsed() });
+    figures.push(Figure {
+        what: "the guest's VMM runs",
+        took: began.elapsed(),
+    });
     let first = page(leader, |_| true)?;
-    figures.push(Figure { what: "the guest answers HTTP, booted from NFS", took: began.elapsed() });
+    figures.push(Figure {
+        what: "the guest answers HTTP, booted from NFS",
+        took: began.elapsed(),
+    });
     tell(first.trim());
     tell(&leader.run("godwit status")?);
 
     let victim = host_of_guest(&lab, leader)?;
     let survivor = other_than(&lab, victim)?;
-    step(&format!("Cutting the power of host {}, which runs the guest", victim.name));
+    step(&format!(
+        "Cutting the power of host {}, which runs the guest",
+        victim.name
+    ));
     let cut = Instant::now();
     victim.power_off()?;
     eventually("the restart elsewhere", || {
         let host = guest(survivor)?["host"].as_str()?.to_owned();
         (host != victim.name).then_some(())
     })?;
-    figures.push(Figure { what: "power cut to restart begun elsewhere", took: cut.elapsed() });
+    figures.push(Figure {
+        what: "power cut to restart begun elsewhere",
+        took: cut.elapsed(),
+    });
     let boot = value(&first, "boot").to_owned();
     let second = page(survivor, |page| value(page, "boot") != boot)?;
-    figures.push(Figure { what: "power cut to the guest's first answer", took: cut.elapsed() });
+    figures.push(Figure {
+        what: "power cut to the guest's first answer",
+        took: cut.elapsed(),
+    });
     tell(second.trim());
     let (before, after) = (counter(&first), counter(&second));
     if after < before {
@@ -134,7 +155,9 @@ fn other_than<'lab>(lab: &'lab Lab, host: &Host) -> lab::Result<&'lab Host> {
 fn page(from: &Host, will_do: impl Fn(&str) -> bool) -> lab::Result<String> {
     let url = format!("http://{ADDRESS}/");
     eventually("the guest's answer", || {
-        from.http(&url).ok().filter(|page| page.contains("counter=") && will_do(page))
+        from.http(&url)
+            .ok()
+            .filter(|page| page.contains("counter=") && will_do(page))
     })
 }
 

@@ -132,11 +132,12 @@ impl Converge {
         }
     }
 
-    /// Short rounds say little about the link: waiting for the other side dominates them.
+    /// Short rounds say little about the link, because waiting for the other side and looking
+    /// at untouched memory dominate them; but it carries at least what it was seen to carry.
     fn learn_rate(&mut self, round: Round) {
         const TELLING_BYTES: u64 = 4 << 20;
         let rate = round.sent_bytes.saturating_mul(1000) / round.took_us.max(1);
-        if self.best_rate == 0 || round.sent_bytes >= TELLING_BYTES {
+        if rate > self.best_rate || round.sent_bytes >= TELLING_BYTES {
             self.best_rate = rate;
         }
     }
@@ -174,6 +175,25 @@ mod tests {
         let (decision, _, rounds) = play(1 << 30, 0, 0, 1 << 20, Goal::default());
         assert!(matches!(decision, Decision::SwitchOver { .. }));
         assert_eq!(rounds, 1);
+    }
+
+    #[test]
+    fn a_first_round_over_untouched_memory_does_not_spoil_the_rate() {
+        let mut policy = Converge::new(Goal::default(), None);
+        let mut after = |sent_bytes, took_us, dirty_bytes| {
+            policy.after(Round {
+                sent_bytes,
+                took_us,
+                dirty_bytes,
+            })
+        };
+        // Half a second to look at 32 GiB, of which next to nothing travels.
+        assert_eq!(after(1 << 20, 500_000, 256 << 10), Decision::Continue);
+        let decision = after(256 << 10, 1_000, 256 << 10);
+        assert!(
+            matches!(decision, Decision::SwitchOver { .. }),
+            "{decision:?}"
+        );
     }
 
     #[test]

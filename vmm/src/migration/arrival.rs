@@ -92,6 +92,13 @@ impl TargetGuest for Arrival {
     fn build(&mut self, hello: &Hello) -> Result<Arc<GuestMemory>, String> {
         let spec: Spec = toml::from_str(&hello.spec).map_err(|error| error.message().to_owned())?;
         spec.validate().map_err(|error| error.to_string())?;
+        if let Some(net) = spec.nets.iter().find(|net| net.tap.starts_with("fd=")) {
+            return Err(format!(
+                "its network card is on {}, a descriptor of the source's process; guests that \
+                 move need taps with names",
+                net.tap
+            ));
+        }
         if hello.state_version != STATE_VERSION {
             return Err(format!(
                 "its machine state has version {}, this program knows {STATE_VERSION}; \

@@ -85,6 +85,8 @@ fn depart(guest: &Arc<Guest>, wish: &Migrate, watch: &Watch) -> Result<Outcome, 
     let here = |error: &dyn std::error::Error| MigrationError::Here(one_line(error));
     let security = Security::from_dir(wish.tls_dir.as_deref().map(Path::new));
     let security = security.map_err(|error| here(&error))?;
+    // Before the log: a reboot in between shows at the switch-over.
+    let reboots = guest.reboots();
     let moving = source::Guest {
         log: guest.dirty_log().map_err(|error| here(&error))?,
         memory: guest.memory().clone(),
@@ -98,10 +100,7 @@ fn depart(guest: &Arc<Guest>, wish: &Migrate, watch: &Watch) -> Result<Outcome, 
             verify: wish.verify,
         },
     };
-    let mut driver = Driver {
-        guest,
-        reboots: guest.reboots(),
-    };
+    let mut driver = Driver { guest, reboots };
     let outcome = source::migrate(wish, &security, moving, &mut driver, watch);
     let ending = match &outcome {
         Outcome::Moved(_) => {

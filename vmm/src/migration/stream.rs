@@ -6,14 +6,23 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::net::sockopt::{
+    set_socket_keepalive, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl,
+};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, ServerConnection, StreamOwned};
 use shared_storage::trust::MEMBER_NAME;
 use shared_storage::trust::tls::MutualTls;
 use vm_memory::{VolatileSlice, bitmap::BitmapSlice};
 
-/// A peer that says nothing for so long is gone.
-const SILENCE_MAX: Duration = Duration::from_secs(20);
+/// A peer whose kernel does not answer for so long is gone (idle, then probes) ...
+const KEEPALIVE: Duration = Duration::from_secs(5);
+const KEEPALIVE_PROBES: u32 = 3;
+/// ... and one that lives but says nothing for so long is stuck. The control connection is
+/// silent while a round of memory is under way, however long that takes.
+const SILENCE_MAX: Duration = Duration::from_hours(1);
+/// One that does not take what we send for so long is stuck, too.
+const BLOCKED_MAX: Duration = Duration::from_secs(20);
 /// Most buffers of one vectored system call (`IOV_MAX`).
 const BUFFERS_MAX: usize = 1024;
 /// Pages are copied in pieces of this size where TLS has to see them.
@@ -68,8 +77,12 @@ impl Security {
 
 fn prepare(socket: &TcpStream) -> io::Result<()> {
     socket.set_nodelay(true)?;
+    set_socket_keepalive(socket, true)?;
+    set_tcp_keepidle(socket, KEEPALIVE)?;
+    set_tcp_keepintvl(socket, KEEPALIVE)?;
+    set_tcp_keepcnt(socket, KEEPALIVE_PROBES)?;
     socket.set_read_timeout(Some(SILENCE_MAX))?;
-    socket.set_write_timeout(Some(SILENCE_MAX))
+    socket.set_write_timeout(Some(BLOCKED_MAX))
 }
 
 impl Stream {

@@ -25,6 +25,7 @@ use crate::memory::GuestMemory;
 
 /// The data connections must follow the offer within this.
 const JOIN_LIMIT: Duration = Duration::from_secs(20);
+const JOIN_POLL: Duration = Duration::from_millis(1);
 /// After the source fell silent at the commit, the lease is asked for so long ...
 const VERDICT_LIMIT: Duration = Duration::from_mins(1);
 /// ... with these pauses.
@@ -145,14 +146,21 @@ fn join_all(
     let wanted = hello.connections.clamp(1, CONNECTIONS_MAX) as usize;
     let give_up = Instant::now() + JOIN_LIMIT;
     let mut data = Vec::new();
+    let failed = || MigrationError::connection("accept", &"a connection");
+    // The source may die before it connects again.
+    listener.set_nonblocking(true).map_err(failed())?;
     while data.len() < wanted {
         if Instant::now() > give_up {
             let why = format!("{} of {wanted} data connections came", data.len());
             return Err(MigrationError::Protocol(why));
         }
-        let (socket, peer) = listener
-            .accept()
-            .map_err(MigrationError::connection("accept", &"a connection"))?;
+        let (socket, peer) = match listener.accept() {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                thread::sleep(JOIN_POLL);
+                continue;
+            }
+            other => other.map_err(failed())?,
+        };
         match read_join(socket, security, &hello.token) {
             Ok(stream) => data.push(stream),
             Err(error) => tracing::warn!(%peer, %error, "refused a data connection"),

@@ -468,7 +468,7 @@ impl Host {
 
     /// Gets a page from anything on the private networks, as seen from this host.
     pub fn http(&self, url: &str) -> Result<String> {
-        self.run(&format!("wget -q -T 10 -O - {}", quoted(url)))
+        self.run(&format!("timeout 20 wget -q -O - {}", quoted(url)))
     }
 
     /// Carries a TCP connection's bytes: from this host to `address:port`, as netcat.

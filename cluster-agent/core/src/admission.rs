@@ -216,9 +216,11 @@ impl Admission {
         Err(refusal)
     }
 
-    /// Hosts it could run on now, roomiest first; hosts that are alike only once.
-    fn candidates(&self, index: G, at: Option<H>) -> Vec<H> {
+    /// Hosts it could run on now: those first on which it disturbs no certificate, then the
+    /// roomiest.
+    fn candidates(&mut self, index: G, at: Option<H>) -> Vec<H> {
         let size = self.ledger.guests[index as usize].size;
+        let spare = self.certificates.spare(&self.ledger);
         let fits = |host: &H| {
             let dense = &self.ledger.hosts[*host as usize];
             (dense.receives || at == Some(*host))
@@ -236,7 +238,8 @@ impl Admission {
             let left = dense.free().minus(size);
             let share = (left.memory_mib * 4096 / dense.capacity.memory_mib.max(1))
                 .min(left.mcpu * 4096 / dense.capacity.mcpu.max(1));
-            (core::cmp::Reverse(share), *host)
+            let disturbs = !size.fits(spare[*host as usize]);
+            (disturbs, core::cmp::Reverse(share), *host)
         });
         hosts
     }

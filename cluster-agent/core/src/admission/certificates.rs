@@ -79,6 +79,27 @@ impl Certificates {
         Checked::Safe
     }
 
+    /// What of each host's room no certificate needs: a guest put there breaks none but that
+    /// of its own host.
+    pub fn spare(&mut self, ledger: &Ledger) -> Vec<Resources> {
+        self.load.resize(ledger.hosts.len(), Resources::default());
+        let mut peak = vec![Resources::default(); ledger.hosts.len()];
+        for kept in self.by_host.values() {
+            for (guest, to) in &kept.certificate {
+                let at = &mut self.load[*to as usize];
+                *at = at.plus(ledger.guests[*guest as usize].size);
+                let most = &mut peak[*to as usize];
+                most.mcpu = most.mcpu.max(at.mcpu);
+                most.memory_mib = most.memory_mib.max(at.memory_mib);
+            }
+            for (_, to) in &kept.certificate {
+                self.load[*to as usize] = Resources::default();
+            }
+        }
+        let hosts = ledger.hosts.iter().zip(peak);
+        hosts.map(|(host, peak)| host.free().minus(peak)).collect()
+    }
+
     /// `None`: the loss of this host is survived.
     fn check_one(&mut self, ledger: &Ledger, host: H, failed: &[bool]) -> Option<Checked> {
         let (start, version) = (host + 1, ledger.version);

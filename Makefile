@@ -53,7 +53,8 @@ test: packages ## Prove it: format, lints, unit and property tests, simulator, l
 
 .PHONY: bench
 bench: bench-packages ## Measure it, beside its peers, in one run
-	cargo run --release -p bench -- all
+	cargo build --release -p vmm -p bench
+	target/release/bench all
 
 .PHONY: clean
 clean: ## Remove everything that was built

@@ -11,6 +11,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+const DEFAULT_RUNS: u32 = 10;
+
 #[derive(Parser)]
 #[command(about = "Measures ours beside its peers, in one run on one machine")]
 struct Arguments {
@@ -20,10 +22,12 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Table {
+    /// Every table, each with its default settings.
+    All,
     /// From exec to the guest's first byte, and memory beyond the guest's, on the probe.
     Boot {
         /// Measured starts of each; one more of each before them warms the caches up.
-        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        #[arg(long, default_value_t = DEFAULT_RUNS, value_parser = clap::value_parser!(u32).range(1..=10_000))]
         runs: u32,
         /// Our binary; the one beside this program if not given.
         #[arg(long)]
@@ -34,6 +38,7 @@ enum Table {
 fn main() -> ExitCode {
     let Arguments { table } = Arguments::parse();
     let printed = match table {
+        Table::All => boot::run(DEFAULT_RUNS, None),
         Table::Boot { runs, vmm } => boot::run(runs, vmm),
     };
     match printed {

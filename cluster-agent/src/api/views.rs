@@ -127,14 +127,6 @@ pub struct StopGuest {
     pub grace_s: u64,
 }
 
-/// Where a guest is to move.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct MigrateGuest {
-    /// The target; the best one is chosen when none is named.
-    pub host: Option<HostId>,
-}
-
 /// Something that happened, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {

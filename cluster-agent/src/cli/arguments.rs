@@ -6,6 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use cluster_core::model::Priority;
 
+use crate::drs_plan::PlanArguments;
+
 /// Where the agent of this host answers.
 const LOCAL_SOCKET: &str = "/run/godwit/agent.sock";
 
@@ -56,36 +58,17 @@ pub enum Verb {
         #[arg(long, default_value_t = 120)]
         grace: u64,
     },
-    /// Reboot a guest.
-    Reboot {
-        /// The guest; the beginning of its name is enough.
-        guest: String,
-    },
-    /// Hold a guest's processors.
-    Pause {
-        /// The guest; the beginning of its name is enough.
-        guest: String,
-    },
-    /// Let a paused guest go on.
-    Resume {
-        /// The guest; the beginning of its name is enough.
-        guest: String,
-    },
-    /// Move a running guest to another host without stopping it.
-    Migrate {
-        /// The guest; the beginning of its name is enough.
-        guest: String,
-        /// The host to move to; the best one when none is named.
-        host: Option<String>,
-    },
     /// Delete a stopped guest and its disks.
     Delete {
         /// The guest, by its full name.
         guest: String,
     },
-    /// Maintain or forget a host.
+    /// Forget a host.
     #[command(subcommand)]
     Host(HostVerb),
+    /// See how the cluster would balance itself.
+    #[command(subcommand)]
+    Drs(DrsVerb),
     /// Print completions for a shell.
     Completions {
         /// The shell.
@@ -93,17 +76,16 @@ pub enum Verb {
     },
 }
 
+/// What to do about balance.
+#[derive(Debug, Subcommand)]
+pub enum DrsVerb {
+    /// Plan for a cluster described in a file; nothing is asked of any agent.
+    Plan(PlanArguments),
+}
+
 /// What to do with a host.
 #[derive(Debug, Subcommand)]
 pub enum HostVerb {
-    /// Empty a host by live migration and keep new guests away.
-    Maintenance {
-        /// The host.
-        host: String,
-        /// End the maintenance.
-        #[arg(long)]
-        exit: bool,
-    },
     /// Take a dead host off the cluster's list.
     Forget {
         /// The host.

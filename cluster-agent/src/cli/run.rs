@@ -9,12 +9,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::arguments::{Arguments, CreateArguments, HostVerb, Verb};
+use super::arguments::{Arguments, CreateArguments, DrsVerb, HostVerb, Verb};
 use super::screen;
 use super::table::table;
-use crate::api::views::{
-    ClusterView, CreateGuest, DiskFrom, Event, GuestView, MigrateGuest, StopGuest,
-};
+use crate::api::views::{ClusterView, CreateGuest, DiskFrom, Event, GuestView, StopGuest};
+use crate::drs_plan::{self, PlanError};
 use crate::http::client::{CallError, Client, Endpoint};
 
 /// Verbs wait for the act itself (a migration, a maintenance), which may take long.
@@ -35,6 +34,9 @@ pub enum CliError {
     /// No guest, or more than one, is meant by a name.
     #[error("{0}")]
     Name(String),
+    /// A plan could not be made.
+    #[error("{0}")]
+    Plan(#[from] PlanError),
     /// The answer could not be printed.
     #[error("cannot print: {0}")]
     Print(#[from] io::Error),
@@ -90,33 +92,19 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
                 .guest_act(&guest, "stop", &StopGuest { grace_s: grace })
                 .await
         }
-        Verb::Reboot { guest } => agent.guest_act(&guest, "reboot", &()).await,
-        Verb::Pause { guest } => agent.guest_act(&guest, "pause", &()).await,
-        Verb::Resume { guest } => agent.guest_act(&guest, "resume", &()).await,
-        Verb::Migrate { guest, host } => {
-            agent
-                .guest_act(&guest, "migrate", &MigrateGuest { host })
-                .await
-        }
         Verb::Delete { guest } => {
             agent
                 .act(Method::DELETE, &format!("/v1/guests/{guest}"), &())
-                .await
-        }
-        Verb::Host(HostVerb::Maintenance { host, exit }) => {
-            let act = if exit {
-                "exit-maintenance"
-            } else {
-                "maintenance"
-            };
-            agent
-                .act(Method::POST, &format!("/v1/hosts/{host}/{act}"), &())
                 .await
         }
         Verb::Host(HostVerb::Forget { host }) => {
             agent
                 .act(Method::DELETE, &format!("/v1/hosts/{host}"), &())
                 .await
+        }
+        Verb::Drs(DrsVerb::Plan(arguments)) => {
+            let said = drs_plan::report(&arguments, agent.json)?;
+            Ok(io::stdout().write_all(said.as_bytes())?)
         }
         Verb::Completions { shell } => {
             let mut command = Arguments::command();

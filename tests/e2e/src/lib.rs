@@ -6,6 +6,7 @@
 
 pub mod cluster;
 mod ground;
+mod guests;
 mod leases;
 
 use lab::scenario::Scenario;
@@ -26,6 +27,8 @@ pub const ALL: &[Scenario] = scenarios![
     ground::a_power_cut_leaves_an_empty_host,
     ground::a_dead_hosts_lock_becomes_free,
     ground::the_datastore_survives_a_power_cut_of_the_storage,
+    guests::a_busybox_guest_boots_answers_and_powers_off,
+    guests::a_debian_guest_boots_from_its_disk,
     cluster::hosts_form_a_cluster,
     cluster::the_lead_moves_when_the_leader_dies,
     cluster::a_cut_off_host_is_isolated_and_not_dead,

@@ -179,6 +179,19 @@ impl Driver {
             .map(|(name, host)| (name.clone(), host.address))
             .collect();
         self.outbox.set_members(&addresses);
+        self.watch_hosts(&reading);
+        let inventory = Box::new(reading.inventory.clone());
+        self.reading = reading;
+        self.step(now_us, Event::Inventory(inventory));
+        self.stop_unwanted();
+    }
+
+    /// Watch the heartbeats of exactly the hosts there are. A claim under way keeps the watcher
+    /// for a while, so it is asked for only when hosts came or went.
+    fn watch_hosts(&self, reading: &Reading) {
+        if self.reading.hosts.keys().eq(reading.hosts.keys()) {
+            return;
+        }
         let mut watcher = self
             .host
             .watcher
@@ -197,11 +210,6 @@ impl Driver {
                 warn!(host, %error, "cannot watch");
             }
         }
-        drop(watcher);
-        let inventory = Box::new(reading.inventory.clone());
-        self.reading = reading;
-        self.step(now_us, Event::Inventory(inventory));
-        self.stop_unwanted();
     }
 
     /// Guests of this host that their owner does not want to run any more.

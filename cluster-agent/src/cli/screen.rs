@@ -22,7 +22,10 @@ pub fn status(cluster: &ClusterView) -> String {
         cluster.hosts.len(),
         cluster.guests.len(),
     );
-    let _ = writeln!(out, "reserve: {}\n", cluster.reserve);
+    if !cluster.reserve.is_empty() {
+        let _ = writeln!(out, "reserve: {}", cluster.reserve);
+    }
+    out.push('\n');
     out.push_str(&hosts(&cluster.hosts));
     if !cluster.guests.is_empty() {
         out.push('\n');

@@ -19,7 +19,7 @@ use cluster_core::messages::{GuestState, LocalGuest, StartOutcome};
 use cluster_core::model::{Desired, GuestId};
 use hyper::Method;
 use shared_storage::clock::boottime_us;
-use shared_storage::lease::{HeldLease, LeaseRecord};
+use shared_storage::lease::{Held, HeldLease, LeaseRecord};
 use shared_storage::{GuestDir, StoreError};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -35,6 +35,9 @@ use crate::network::{remove_tap, tap_name};
 
 /// A holder that is gone shows so within `W`; this leaves room for a slow datastore.
 const CLAIM_LIMIT: Duration = Duration::from_secs(15);
+/// Fencing a dead host's disks waits until the NFS server has given up on that host's
+/// delegations: one NFSv4 lease, 90 s by default.
+const FENCE_LIMIT: Duration = Duration::from_mins(3);
 /// How often a claim is tried meanwhile.
 const CLAIM_PAUSE: Duration = Duration::from_millis(50);
 /// One file operation of the lease may take so long.
@@ -478,10 +481,14 @@ fn claim(host: &Host, guest: &str, from_epoch: u64) -> Result<HeldLease, StartOu
             &seen,
             Some(&watcher),
             fence.clone(),
-            STORAGE_LIMIT,
+            FENCE_LIMIT,
         );
         drop(watcher);
         match claimed {
+            // An earlier claim of ours won the epoch and did not live to use it.
+            Err(StoreError::Held { source, .. }) if matches!(*source, Held::ByUs { .. }) => {
+                return HeldLease::adopt(&host.keeper, lease, fence, FENCE_LIMIT).map_err(failed);
+            }
             Err(StoreError::Held { .. }) if Instant::now() < give_up => {
                 std::thread::sleep(CLAIM_PAUSE);
             }

@@ -167,7 +167,9 @@ impl GuardedFile {
         self.alignment.request
     }
 
-    /// One vectored system call at `offset`: gate, call, byte count.
+    /// One vectored system call at `offset`: gate, call, gate, byte count. The second question
+    /// is no less needed: a host that froze in the middle may find its call answered after the
+    /// disk was cloned away, and must not take that for success.
     fn call(
         &self,
         iovecs: &[libc::iovec],
@@ -188,6 +190,7 @@ impl GuardedFile {
             // (and, for reads, hands over exclusively) for the length of the request.
             let done = unsafe { call(self.file.as_raw_fd(), iovecs.as_ptr(), count, at) };
             if let Ok(done) = u64::try_from(done) {
+                self.guard.pass()?;
                 return Ok(done);
             }
             let error = io::Error::last_os_error();
@@ -204,7 +207,7 @@ impl GuardedFile {
             self.guard.pass()?;
             // SAFETY: plain integers and an open descriptor.
             if unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset, length) } == 0 {
-                return Ok(());
+                return self.guard.pass();
             }
             let error = io::Error::last_os_error();
             match error.raw_os_error() {
@@ -348,7 +351,8 @@ impl Storage for GuardedFile {
 
     fn sync(&self) -> io::Result<()> {
         self.guard.pass()?;
-        self.file.sync_data()
+        self.file.sync_data()?;
+        self.guard.pass()
     }
 
     unsafe fn invalidate_cache(&self) -> io::Result<()> {

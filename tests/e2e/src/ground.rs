@@ -100,7 +100,9 @@ pub fn the_datastore_is_coherent(lab: &Lab) -> Outcome {
             .count()
     });
     assert_eq!(winners, 1, "of two links with one name");
-    a.run(&format!("rm -f {DATASTORE}/* {DATASTORE}/.[ab]"))?;
+    a.run(&format!(
+        "rm -f {DATASTORE}/coherent-* {DATASTORE}/won {DATASTORE}/.[ab]"
+    ))?;
     Ok(())
 }
 

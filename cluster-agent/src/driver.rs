@@ -18,6 +18,7 @@ use tracing::{error, info, warn};
 
 use crate::guests::{Guests, Host, Observed};
 use crate::history::History;
+use crate::host_load;
 use crate::inventory::Reading;
 use crate::mail::{Letter, Outbox};
 use crate::picture::Picture;
@@ -26,6 +27,8 @@ use crate::picture::Picture;
 const TICK: Duration = Duration::from_millis(50);
 /// The picture for the API is drawn anew so often.
 const PICTURE_EVERY: Duration = Duration::from_millis(250);
+/// This host's load is measured so often.
+const MEASURE_EVERY: Duration = Duration::from_secs(2);
 /// One claim or release of the leader lease may take so long.
 const STORAGE_LIMIT: Duration = Duration::from_secs(10);
 /// A leader that is gone shows so within two of its heartbeats after its lease was read.
@@ -66,6 +69,7 @@ pub struct Driver {
     observed: BTreeMap<GuestId, Observed>,
     picture: watch::Sender<Picture>,
     drawn: Instant,
+    measured: Instant,
 }
 
 impl Driver {
@@ -90,6 +94,7 @@ impl Driver {
             observed: BTreeMap::new(),
             picture,
             drawn: Instant::now(),
+            measured: Instant::now(),
         }
     }
 
@@ -108,6 +113,12 @@ impl Driver {
             if self.drawn.elapsed() >= PICTURE_EVERY {
                 self.drawn = Instant::now();
                 self.draw();
+            }
+            if self.measured.elapsed() >= MEASURE_EVERY {
+                self.measured = Instant::now();
+                if let Some(counted) = host_load::count() {
+                    self.step(boottime_us(), Event::HostCounted(counted));
+                }
             }
         }
     }
@@ -158,14 +169,19 @@ impl Driver {
                 self.step(now_us, Event::Received { from, message });
             }
             Input::Guest(guest, observed) => {
-                let now = observed.local.clone();
+                let (now, counted) = (observed.local.clone(), observed.counted);
                 if now.is_some() {
                     self.observed.insert(guest.clone(), observed);
                 } else {
                     self.observed.remove(&guest);
                     self.guests.ended(&guest);
                 }
+                let name = guest.clone();
                 self.step(now_us, Event::Local { guest, now });
+                if let Some(counted) = counted {
+                    let guest = name;
+                    self.step(now_us, Event::Counted { guest, counted });
+                }
             }
             Input::Leads(lease) => self.leadership = Some(lease),
             Input::Forgive(guest) => self.brain.forgive(Some(&guest)),

@@ -13,6 +13,8 @@ use cluster_core::settings::{AdmissionPolicy, Enforcement};
 use cluster_core::whatif::{Changes, Forecast, InventoryFile, WhatIfError, what_if};
 use thiserror::Error;
 
+use crate::cli::table::percent;
+
 /// The largest inventory that is read.
 const MAX_FILE_BYTES: u64 = 256 << 20;
 
@@ -206,10 +208,10 @@ fn assessments(out: &mut String, plan: &Plan) {
     };
     let _ = writeln!(out, "{:<26} {:>12} {:>12}", "", "before", "after");
     out.push_str(&row("demand that is met", &|a| {
-        tenths(a.satisfied_permille)
+        percent(a.satisfied_permille)
     }));
     out.push_str(&row("imbalance of loads", &|a| {
-        tenths(a.imbalance_permille)
+        percent(a.imbalance_permille)
     }));
     out.push_str(&row("waiting, in cores", &|a| thousandths(a.waiting_mcpu)));
     out.push_str(&row("spread (Ganeti's)", &|a| {
@@ -222,10 +224,6 @@ fn assessments(out: &mut String, plan: &Plan) {
     out.push_str(&row("guests that starve", &|a| {
         a.starving.len().to_string()
     }));
-}
-
-fn tenths(permille: u64) -> String {
-    format!("{}.{} %", permille / 10, permille % 10)
 }
 
 fn thousandths(milli: u64) -> String {

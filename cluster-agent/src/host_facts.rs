@@ -33,7 +33,7 @@ impl HostFacts {
     /// server); the local address that routes there becomes the host's. Without one, the
     /// address of the default route is taken, and loopback when there is none.
     pub fn discover(toward: Option<IpAddr>) -> io::Result<Self> {
-        let memory_mib = total_memory_mib(&fs::read_to_string("/proc/meminfo")?)
+        let memory_mib = meminfo_mib(&fs::read_to_string("/proc/meminfo")?, "MemTotal:")
             .ok_or_else(|| invalid("/proc/meminfo has no MemTotal"))?;
         let cores = std::thread::available_parallelism()?.get() as u64;
         Ok(Self {
@@ -85,8 +85,9 @@ fn local_address(toward: Option<IpAddr>) -> IpAddr {
         .map_or(Ipv4Addr::LOCALHOST.into(), |local| local.ip())
 }
 
-fn total_memory_mib(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|l| l.strip_prefix("MemTotal:"))?;
+/// An amount of /proc/meminfo by its name with the colon.
+pub(crate) fn meminfo_mib(meminfo: &str, name: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|l| l.strip_prefix(name))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib / 1024)
 }
@@ -123,7 +124,10 @@ mod tests {
 
     #[test]
     fn the_host_keeps_memory_for_itself() {
-        assert_eq!(total_memory_mib("MemTotal:  1048576 kB\n"), Some(1024));
+        assert_eq!(
+            meminfo_mib("MemTotal:  1048576 kB\n", "MemTotal:"),
+            Some(1024)
+        );
         assert_eq!(guest_memory_mib(1024), 1024 - 128 - 51);
         assert_eq!(guest_memory_mib(64), 0);
     }

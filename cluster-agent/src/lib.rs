@@ -10,6 +10,7 @@ pub mod guest_file;
 pub mod guests;
 pub mod history;
 pub mod host_facts;
+pub mod host_load;
 pub mod http;
 pub mod inventory;
 pub mod mail;

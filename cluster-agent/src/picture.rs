@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use cluster_core::brain::Brain;
 use cluster_core::messages::GuestState;
 use cluster_core::model::{GuestId, HostId, Resources};
+use cluster_core::score::{Assessment, assess, guest_scores};
 use std::net::SocketAddr;
 
-use crate::api::views::{ClusterView, GuestView, HostView, Problem};
+use crate::api::views::{BalanceView, ClusterView, GuestView, HostView, Problem};
 use crate::guests::Observed;
 use crate::inventory::Reading;
 
@@ -40,8 +41,9 @@ impl Picture {
         let leader = brain
             .leader()
             .and_then(|name| Some((name.clone(), *members.get(name)?)));
+        let assessment = brain.cluster().map(assess);
         let guests = guests(me, brain, reading, observed);
-        let hosts = hosts(me, brain, reading, &guests);
+        let hosts = hosts(me, brain, reading, &guests, assessment.as_ref());
         let problems = problems(&hosts, &guests, leader.is_some());
         Self {
             leads: brain.leads(),
@@ -53,6 +55,11 @@ impl Picture {
                 hosts,
                 guests,
                 reserve: String::new(),
+                balance: assessment.map(|assessment| BalanceView {
+                    met_permille: assessment.satisfied_permille,
+                    imbalance_permille: assessment.imbalance_permille,
+                    starving: assessment.starving.into_keys().collect(),
+                }),
                 problems,
             },
         }
@@ -66,6 +73,7 @@ fn guests(
     observed: &BTreeMap<GuestId, Observed>,
 ) -> Vec<GuestView> {
     let waiting: BTreeMap<_, _> = brain.waiting().into_iter().collect();
+    let scores = brain.cluster().map(guest_scores).unwrap_or_default();
     reading
         .guests
         .iter()
@@ -93,6 +101,8 @@ fn guests(
                 cpus: file.cpus,
                 memory_mib: file.memory_mib,
                 demand_mcpu: known.map_or(0, |guest| guest.demand.mcpu),
+                score_permille: scores.get(name).copied(),
+                rates: brain.observation().and_then(|seen| seen.rates(name)),
                 priority: file.priority,
                 protected: file.protected,
                 epoch: local.map_or(0, |local| local.epoch),
@@ -102,7 +112,14 @@ fn guests(
         .collect()
 }
 
-fn hosts(me: &str, brain: &Brain, reading: &Reading, guests: &[GuestView]) -> Vec<HostView> {
+fn hosts(
+    me: &str,
+    brain: &Brain,
+    reading: &Reading,
+    guests: &[GuestView],
+    assessment: Option<&Assessment>,
+) -> Vec<HostView> {
+    let loads = assessment.map(|assessment| &assessment.loads);
     reading
         .hosts
         .iter()
@@ -125,6 +142,8 @@ fn hosts(me: &str, brain: &Brain, reading: &Reading, guests: &[GuestView]) -> Ve
                 capacity: host.capacity,
                 reserved: Resources::new(0, here().map(|guest| guest.memory_mib).sum()),
                 demand: Resources::new(here().map(|guest| guest.demand_mcpu).sum(), 0),
+                load_permille: loads.and_then(|of| of.get(name)).copied().unwrap_or(0),
+                used: brain.observation().and_then(|seen| seen.host_use(name)),
                 guests: here().count() as u64,
                 version: host.version.clone(),
             }

@@ -18,8 +18,9 @@ use crate::health::{Change, HostState, Peer, Wanted};
 use crate::leader::{Contest, vacancy};
 use crate::leading::Leading;
 use crate::member::Member;
-use crate::messages::{Beat, HostNote, Incarnation, LeaseSeen, Message, Report};
+use crate::messages::{Beat, HostNote, Incarnation, LeaseSeen, Message};
 use crate::model::{Cluster, Guest, GuestId, HostId, Resources};
+use crate::observation::Observation;
 use crate::settings::{Inventory, IsolationResponse, Settings, Waits};
 
 /// Up to so many hosts each beats to each; beyond, to the leader and its neighbours.
@@ -114,6 +115,11 @@ impl Brain {
         Some(self.leading.as_ref()?.cluster())
     }
 
+    /// On the leader, what was seen of the guests' and hosts' use of resources.
+    pub fn observation(&self) -> Option<&Observation> {
+        Some(self.leading.as_ref()?.observation())
+    }
+
     /// On the leader, the guests that shall run and do not, and what each waits for.
     pub fn waiting(&self) -> Vec<(GuestId, String)> {
         self.leading
@@ -203,6 +209,8 @@ impl Brain {
             }
             Event::Received { from, message } => self.receive(&from, message, actions),
             Event::Local { guest, now } => self.member.local(guest, now),
+            Event::Counted { guest, counted } => self.member.counted(guest, counted),
+            Event::HostCounted(counted) => self.member.host_counted(counted),
             Event::StartDone { guest, outcome } => {
                 if let Some((to, answer)) = self.member.start_done(&guest, outcome) {
                     self.send_or_take(to, Message::Started(answer), actions);
@@ -277,7 +285,7 @@ impl Brain {
             Message::Beat(beat) => self.member.know_leader(beat.leader_epoch),
             Message::Report(report) => {
                 if let Some(leading) = &mut self.leading {
-                    let guests = leading.reported(from, report);
+                    let guests = leading.reported(now_us, from, report);
                     if !guests.is_empty() {
                         actions.push(Action::ReadLeases { guests });
                     }
@@ -486,11 +494,7 @@ impl Brain {
         let Some(leader) = self.leader().cloned() else {
             return;
         };
-        if let Some(guests) = self.member.report(self.now_us) {
-            let report = Report {
-                incarnation: self.incarnation,
-                guests,
-            };
+        if let Some(report) = self.member.report(self.now_us, self.incarnation) {
             self.send_or_take(leader, Message::Report(report), actions);
         }
     }

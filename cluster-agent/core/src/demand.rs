@@ -11,12 +11,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::Resources;
 
-/// Time constant of the rise.
-const RISE_MS: u64 = 30_000;
-/// Time constant of the fall.
-const FALL_MS: u64 = 300_000;
-/// How long a jump has to last before it counts.
-const HOLD_MS: u64 = 30_000;
 /// A sample this much above the value, in thousandths, is a jump ...
 const JUMP_PERMILLE: u64 = 1250;
 /// ... if it is also above by this much.
@@ -25,6 +19,28 @@ const JUMP_AT_LEAST: u64 = 100;
 const FORGET_MS: u64 = 600_000;
 /// Binary digits behind the point.
 const FRACTION_BITS: u32 = 16;
+
+/// How fast what is believed follows what is seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Smoothing {
+    /// Time constant of the rise, in milliseconds.
+    pub rise_ms: u64,
+    /// Time constant of the fall, in milliseconds.
+    pub fall_ms: u64,
+    /// How long a jump has to last before it counts, in milliseconds.
+    pub hold_ms: u64,
+}
+
+impl Default for Smoothing {
+    fn default() -> Self {
+        Self {
+            rise_ms: 30_000,
+            fall_ms: 300_000,
+            hold_ms: 30_000,
+        }
+    }
+}
 
 /// What was seen of a guest over one interval.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,12 +73,12 @@ impl Smoothed {
         (self.fixed + (1 << (FRACTION_BITS - 1))) >> FRACTION_BITS
     }
 
-    fn observe(&mut self, now_ms: u64, elapsed_ms: u64, sample: u64) {
+    fn observe(&mut self, now_ms: u64, elapsed_ms: u64, sample: u64, by: &Smoothing) {
         let value = self.value();
         let jumped = sample > (value * JUMP_PERMILLE / 1000).max(value + JUMP_AT_LEAST);
         if jumped {
             let since = *self.jumped_at_ms.get_or_insert(now_ms);
-            if now_ms.saturating_sub(since) < HOLD_MS {
+            if now_ms.saturating_sub(since) < by.hold_ms {
                 return;
             }
         } else {
@@ -70,12 +86,13 @@ impl Smoothed {
         }
         let sample = sample << FRACTION_BITS;
         let part = |distance: u64, tau: u64| {
-            (u128::from(distance) * u128::from(elapsed_ms) / u128::from(tau + elapsed_ms)) as u64
+            (u128::from(distance) * u128::from(elapsed_ms) / u128::from((tau + elapsed_ms).max(1)))
+                as u64
         };
         if sample > self.fixed {
-            self.fixed += part(sample - self.fixed, RISE_MS);
+            self.fixed += part(sample - self.fixed, by.rise_ms);
         } else {
-            self.fixed -= part(self.fixed - sample, FALL_MS);
+            self.fixed -= part(self.fixed - sample, by.fall_ms);
         }
     }
 }
@@ -90,7 +107,13 @@ pub struct Demand {
 
 impl Demand {
     /// Takes in a sample of a guest configured with `configured`; answers what it wants.
-    pub fn observe(&mut self, now_ms: u64, sample: Sample, configured: Resources) -> Resources {
+    pub fn observe(
+        &mut self,
+        now_ms: u64,
+        sample: Sample,
+        configured: Resources,
+        by: &Smoothing,
+    ) -> Resources {
         let mcpu = sample.used_mcpu.saturating_add(sample.delayed_mcpu);
         let mcpu = mcpu.min(configured.mcpu);
         let memory = sample.active_mib.min(configured.memory_mib);
@@ -98,8 +121,8 @@ impl Demand {
         self.seen_at_ms = Some(now_ms);
         match elapsed {
             Some(elapsed) if elapsed < FORGET_MS => {
-                self.mcpu.observe(now_ms, elapsed, mcpu);
-                self.memory_mib.observe(now_ms, elapsed, memory);
+                self.mcpu.observe(now_ms, elapsed, mcpu, by);
+                self.memory_mib.observe(now_ms, elapsed, memory, by);
             }
             _ => {
                 self.mcpu = Smoothed::starting_at(mcpu);
@@ -146,7 +169,12 @@ mod tests {
         let mut last = 0;
         for (number, sample) in (0..).zip(samples) {
             last = demand
-                .observe(from_ms + number * 5000, cpu(*sample), SIZE)
+                .observe(
+                    from_ms + number * 5000,
+                    cpu(*sample),
+                    SIZE,
+                    &Smoothing::default(),
+                )
                 .mcpu;
         }
         last
@@ -178,7 +206,8 @@ mod tests {
             delayed_mcpu: 2000,
             active_mib: 9999,
         };
-        assert_eq!(demand.observe(0, sample, SIZE), Resources::new(3000, 4096));
+        let wanted = demand.observe(0, sample, SIZE, &Smoothing::default());
+        assert_eq!(wanted, Resources::new(3000, 4096));
     }
 
     #[test]

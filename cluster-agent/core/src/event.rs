@@ -9,6 +9,7 @@ use storage_core::record::HeartbeatRecord;
 
 use crate::messages::{HostNote, LeaseSeen, LocalGuest, Message, StartOutcome};
 use crate::model::{GuestId, HostId};
+use crate::observation::{Counted, HostCounted};
 use crate::settings::Inventory;
 
 /// What the brain is told. Deliver each as it happens, with the boottime clock read when it
@@ -57,6 +58,15 @@ pub enum Event {
         /// What it does.
         now: Option<LocalGuest>,
     },
+    /// What the VMM of a guest of this host has counted (every few seconds).
+    Counted {
+        /// Which guest.
+        guest: GuestId,
+        /// What.
+        counted: Counted,
+    },
+    /// What this host's kernel has counted (every few seconds).
+    HostCounted(HostCounted),
     /// How an [`Action::Start`] went.
     StartDone {
         /// Which guest.

@@ -5,6 +5,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use crate::demand::Smoothing;
 use crate::event::{Action, Level, Record};
 use crate::failover::{Decision, Failover, Situation};
 use crate::health::{HostState, Peer};
@@ -12,6 +13,7 @@ use crate::messages::{
     Holder, Incarnation, LeaseSeen, Message, Report, StartAnswer, StartOrder, StartOutcome,
 };
 use crate::model::{Cluster, Desired, GuestId, Host, HostId, HostMode};
+use crate::observation::Observation;
 use crate::owners::{Owners, Whereabouts};
 use crate::settings::{Inventory, Settings, Waits};
 
@@ -35,6 +37,8 @@ pub struct Leading {
     pub failover: Failover,
     owners: Owners,
     cluster: Cluster,
+    observation: Observation,
+    smoothing: Smoothing,
     /// What was seen of the hosts last: mode, incarnation, leases lapsed.
     hosts_seen: Vec<(HostMode, Option<Incarnation>, bool)>,
     changed: bool,
@@ -53,6 +57,8 @@ impl Leading {
             failover: Failover::default(),
             owners: Owners::default(),
             cluster: Cluster::default(),
+            observation: Observation::default(),
+            smoothing: Smoothing::default(),
             hosts_seen: Vec::new(),
             changed: true,
             next_look_us: 0,
@@ -65,6 +71,11 @@ impl Leading {
     /// The cluster as it is.
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
+    }
+
+    /// What was seen of its use.
+    pub fn observation(&self) -> &Observation {
+        &self.observation
     }
 
     /// Guests that wait, and for what.
@@ -102,6 +113,8 @@ impl Leading {
         for (name, guest) in &mut self.cluster.guests {
             guest.host = old.guests.get(name).and_then(|guest| guest.host.clone());
         }
+        self.smoothing = inventory.settings.drs.smoothing;
+        self.observation.apply(&mut self.cluster);
     }
 
     /// A guest's lease was read.
@@ -113,7 +126,9 @@ impl Leading {
     }
 
     /// A member reported. Returns the guests whose lease has to be read.
-    pub fn reported(&mut self, host: &HostId, report: Report) -> Vec<GuestId> {
+    pub fn reported(&mut self, now_us: u64, host: &HostId, report: Report) -> Vec<GuestId> {
+        self.observation
+            .reported(now_us, host, &report, &mut self.cluster, &self.smoothing);
         let known = &self.cluster.guests;
         let guests = report
             .guests

@@ -6,8 +6,11 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use crate::event::{Action, StopHow};
-use crate::messages::{GuestState, LocalGuest, StartAnswer, StartOrder, StartOutcome};
+use crate::messages::{
+    GuestState, Incarnation, LocalGuest, Report, StartAnswer, StartOrder, StartOutcome,
+};
 use crate::model::{Desired, GuestId, HostId, Resources};
+use crate::observation::{Counted, HostCounted};
 use crate::settings::Inventory;
 
 /// A report is repeated so often even if nothing changed: any may be lost.
@@ -24,6 +27,8 @@ struct Start {
 #[derive(Debug, Clone, Default)]
 pub struct Member {
     locals: BTreeMap<GuestId, LocalGuest>,
+    counted: BTreeMap<GuestId, Counted>,
+    host_counted: Option<HostCounted>,
     starts: BTreeMap<GuestId, Start>,
     stopping: BTreeSet<GuestId>,
     leader_epoch: u64,
@@ -33,13 +38,30 @@ pub struct Member {
 impl Member {
     /// A guest here changed.
     pub fn local(&mut self, guest: GuestId, now: Option<LocalGuest>) {
-        if let Some(now) = now {
-            self.locals.insert(guest, now);
-        } else {
+        let Some(now) = now else {
             self.stopping.remove(&guest);
             self.locals.remove(&guest);
+            self.counted.remove(&guest);
+            self.report_soon();
+            return;
+        };
+        let is = (now.epoch, now.state);
+        let was = self.locals.insert(guest, now);
+        if was.is_none_or(|was| (was.epoch, was.state) != is) {
+            self.report_soon();
         }
-        self.report_soon();
+    }
+
+    /// The VMM of a guest here has counted so much; it goes with the next report.
+    pub fn counted(&mut self, guest: GuestId, counted: Counted) {
+        if self.locals.contains_key(&guest) {
+            self.counted.insert(guest, counted);
+        }
+    }
+
+    /// The kernel of this host has counted so much; it goes with the next report.
+    pub fn host_counted(&mut self, counted: HostCounted) {
+        self.host_counted = Some(counted);
     }
 
     /// There is (or was) a leader of this epoch: older ones are not obeyed.
@@ -53,12 +75,17 @@ impl Member {
     }
 
     /// What to report, if it is time.
-    pub fn report(&mut self, now_us: u64) -> Option<BTreeMap<GuestId, LocalGuest>> {
+    pub fn report(&mut self, now_us: u64, incarnation: Incarnation) -> Option<Report> {
         if now_us < self.next_report_us {
             return None;
         }
         self.next_report_us = now_us + REPORT_EVERY_US;
-        Some(self.locals.clone())
+        Some(Report {
+            incarnation,
+            guests: self.locals.clone(),
+            counted: self.counted.clone(),
+            host_counted: self.host_counted,
+        })
     }
 
     /// A leader orders a start: begin it, or refuse.

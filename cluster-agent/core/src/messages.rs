@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use storage_core::record::LeaseRecord;
 
 use crate::model::GuestId;
+use crate::observation::{Counted, HostCounted};
 
 pub use storage_core::record::{Holder, Incarnation};
 
@@ -37,12 +38,18 @@ pub struct Beat {
 }
 
 /// Every guest of a host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// The sender's incarnation.
     pub incarnation: Incarnation,
     /// Every guest it holds, starts or receives.
     pub guests: BTreeMap<GuestId, LocalGuest>,
+    /// What their VMMs have counted.
+    #[serde(default)]
+    pub counted: BTreeMap<GuestId, Counted>,
+    /// What the host's kernel has counted.
+    #[serde(default)]
+    pub host_counted: Option<HostCounted>,
 }
 
 /// What a host adds to its datastore heartbeat (as its flags) for those who cannot hear it.

@@ -118,6 +118,26 @@ fn wants(cluster: &Cluster) -> BTreeMap<&HostId, Want> {
     wants
 }
 
+/// The guests that run, with the capacity of their hosts and what is wanted there.
+fn placed<'a>(
+    cluster: &'a Cluster,
+    wants: &'a BTreeMap<&HostId, Want>,
+) -> impl Iterator<Item = (&'a GuestId, &'a Guest, Resources, Want)> {
+    cluster.guests.iter().filter_map(|(name, guest)| {
+        let at = guest.host.as_ref()?;
+        let capacity = cluster.hosts.get(at)?.capacity;
+        Some((name, guest, capacity, *wants.get(at)?))
+    })
+}
+
+/// The score of every guest that runs.
+pub fn guest_scores(cluster: &Cluster) -> BTreeMap<GuestId, u64> {
+    let wants = wants(cluster);
+    placed(cluster, &wants)
+        .map(|(name, guest, capacity, all)| (name.clone(), guest_score(guest, all, capacity)))
+        .collect()
+}
+
 /// Assesses a cluster.
 pub fn assess(cluster: &Cluster) -> Assessment {
     let wants = wants(cluster);
@@ -135,18 +155,10 @@ pub fn assess(cluster: &Cluster) -> Assessment {
     }
     let (mut got, mut wanted) = (0_u64, 0_u64);
     let mut starving = BTreeMap::new();
-    for (name, guest) in &cluster.guests {
-        let Some((host, at)) = guest
-            .host
-            .as_ref()
-            .and_then(|at| Some((cluster.hosts.get(at)?, at)))
-        else {
-            continue;
-        };
-        let all = wants.get(at).copied().unwrap_or_default();
-        got += got_mcpu(guest, all, host.capacity);
+    for (name, guest, host, all) in placed(cluster, &wants) {
+        got += got_mcpu(guest, all, host);
         wanted += guest.demand.mcpu;
-        let score = guest_score(guest, all, host.capacity);
+        let score = guest_score(guest, all, host);
         if score < STARVING_BELOW {
             starving.insert(name.clone(), score);
         }

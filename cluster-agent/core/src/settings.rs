@@ -7,6 +7,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use storage_core::timing::Timing;
 
+use crate::drs::DrsSettings;
 use crate::model::{GroupId, Guest, GuestId, HostId, Resources, Rule};
 use alloc::string::String;
 
@@ -99,6 +100,8 @@ pub struct Settings {
     pub start_attempts: u32,
     /// Timings.
     pub timings: Timings,
+    /// Balancing.
+    pub drs: DrsSettings,
 }
 
 impl Default for Settings {
@@ -110,6 +113,7 @@ impl Default for Settings {
             starts_per_host: 8,
             start_attempts: 8,
             timings: Timings::default(),
+            drs: DrsSettings::default(),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use cluster_core::model::{Desired, HostId, Priority, Resources};
+use cluster_core::observation::GuestRates;
 use serde::{Deserialize, Serialize};
 
 /// The whole cluster on one screen.
@@ -18,8 +19,22 @@ pub struct ClusterView {
     pub guests: Vec<GuestView>,
     /// What could fail or be started without breaking a promise, in words.
     pub reserve: String,
+    /// How well off the guests are and how even the hosts; only the leader knows.
+    #[serde(default)]
+    pub balance: Option<BalanceView>,
     /// What is wrong now; empty when all is well.
     pub problems: Vec<Problem>,
+}
+
+/// How a cluster does; docs/drs.md has the formulas. All in thousandths.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalanceView {
+    /// All CPU that guests get over all that they want.
+    pub met_permille: u64,
+    /// Standard deviation of the host loads.
+    pub imbalance_permille: u64,
+    /// Guests that get too little of the CPU they want.
+    pub starving: Vec<String>,
 }
 
 /// Something that is wrong, and what to do about it.
@@ -46,6 +61,12 @@ pub struct HostView {
     pub reserved: Resources,
     /// What its guests want now.
     pub demand: Resources,
+    /// Demand over capacity, in thousandths: the larger of CPU and memory.
+    #[serde(default)]
+    pub load_permille: u64,
+    /// What everything on it uses, guests and all, once that was observed.
+    #[serde(default)]
+    pub used: Option<Resources>,
     /// Guests it runs.
     pub guests: u64,
     /// Version of its agent.
@@ -69,6 +90,12 @@ pub struct GuestView {
     pub memory_mib: u64,
     /// Processor time it wants now, in thousandths of a core.
     pub demand_mcpu: u64,
+    /// How much it gets of the CPU that it wants, in thousandths.
+    #[serde(default)]
+    pub score_permille: Option<u64>,
+    /// What it did over the last seconds, once that was observed.
+    #[serde(default)]
+    pub rates: Option<GuestRates>,
     /// Order of restart.
     pub priority: Priority,
     /// Restarted when its host is lost.

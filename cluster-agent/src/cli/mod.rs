@@ -3,7 +3,7 @@
 mod arguments;
 mod run;
 mod screen;
-mod table;
+pub(crate) mod table;
 
 pub use arguments::Arguments;
 pub use run::{CliError, run};

@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use super::table::{bar, memory, table};
-use crate::api::views::{ClusterView, Event, GuestView, HostView};
+use super::table::{bar, memory, percent, table};
+use crate::api::views::{BalanceView, ClusterView, Event, GuestView, HostView};
 
 /// `godwit status`.
 pub fn status(cluster: &ClusterView) -> String {
@@ -25,6 +25,9 @@ pub fn status(cluster: &ClusterView) -> String {
     if !cluster.reserve.is_empty() {
         let _ = writeln!(out, "reserve: {}", cluster.reserve);
     }
+    if let Some(balance) = &cluster.balance {
+        let _ = writeln!(out, "balance: {}", balance_words(balance));
+    }
     out.push('\n');
     out.push_str(&hosts(&cluster.hosts));
     if !cluster.guests.is_empty() {
@@ -40,6 +43,19 @@ pub fn status(cluster: &ClusterView) -> String {
         }
     }
     out
+}
+
+fn balance_words(balance: &BalanceView) -> String {
+    let (met, imbalance) = (balance.met_permille, balance.imbalance_permille);
+    let mut words = format!(
+        "{} of the demand is met, imbalance {}",
+        percent(met),
+        percent(imbalance)
+    );
+    if !balance.starving.is_empty() {
+        let _ = write!(words, "; too little for {}", balance.starving.join(", "));
+    }
+    words
 }
 
 /// `godwit hosts`.
@@ -61,12 +77,15 @@ pub fn hosts(hosts: &[HostView]) -> String {
                     demand % 1000 / 100,
                     has / 1000
                 ),
+                percent(host.load_permille),
                 format!("{} {} of {}", bar(taken, room), memory(taken), memory(room)),
             ]
         })
         .collect();
     table(
-        ["HOST", "HEALTH", "ADDRESS", "GUESTS", "CPU", "MEMORY"],
+        [
+            "HOST", "HEALTH", "ADDRESS", "GUESTS", "CPU", "LOAD", "MEMORY",
+        ],
         &rows,
     )
 }
@@ -87,13 +106,14 @@ pub fn guests(guests: &[GuestView]) -> String {
                     guest.demand_mcpu / 1000,
                     guest.demand_mcpu % 1000 / 10
                 ),
+                guest.score_permille.map_or_else(|| "-".to_owned(), percent),
                 format!("{:?}", guest.priority).to_lowercase(),
                 guest.reason.clone().unwrap_or_default(),
             ]
         })
         .collect();
     let header = [
-        "GUEST", "STATE", "HOST", "CPUS", "MEMORY", "DEMAND", "PRIORITY", "WHY",
+        "GUEST", "STATE", "HOST", "CPUS", "MEMORY", "DEMAND", "GETS", "PRIORITY", "WHY",
     ];
     table(header, &rows)
 }
@@ -142,6 +162,7 @@ mod tests {
             hosts: vec![],
             guests: vec![],
             reserve: "nothing to protect".to_owned(),
+            balance: None,
             problems: vec![],
         };
         assert!(status(&cluster).ends_with("all is well\n"));

@@ -46,6 +46,11 @@ pub fn memory(mib: u64) -> String {
     }
 }
 
+/// Thousandths for people: `87.5 %`.
+pub fn percent(permille: u64) -> String {
+    format!("{}.{} %", permille / 10, permille % 10)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

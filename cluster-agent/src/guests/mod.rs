@@ -10,10 +10,10 @@ use std::sync::{Arc, RwLock};
 use cluster_core::event::StopHow;
 use cluster_core::messages::LocalGuest;
 use cluster_core::model::GuestId;
+use cluster_core::observation::Counted;
 use shared_storage::{Datastore, Keeper, Watcher};
 use tokio::sync::mpsc;
 use tracing::warn;
-use vmm_core::control::Counters;
 
 use crate::driver::Input;
 use crate::network::Bridge;
@@ -61,7 +61,7 @@ pub struct Observed {
     /// What it does.
     pub local: Option<LocalGuest>,
     /// What its VMM counts.
-    pub counters: Option<Counters>,
+    pub counted: Option<Counted>,
 }
 
 impl Guests {

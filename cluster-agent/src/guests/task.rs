@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use cluster_core::event::{Event, StopHow};
 use cluster_core::messages::{GuestState, LocalGuest, StartOutcome};
 use cluster_core::model::{Desired, GuestId};
+use cluster_core::observation::Counted;
 use hyper::Method;
 use shared_storage::clock::boottime_us;
 use shared_storage::lease::{Held, HeldLease, LeaseRecord};
@@ -24,7 +25,7 @@ use shared_storage::{GuestDir, StoreError};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tracing::{info, warn};
-use vmm_core::control::{Counters, Info};
+use vmm_core::control::{Counters, DiskCounters, Info, NetCounters};
 use vmm_core::lifecycle::State;
 
 use super::process::{self, Vmm};
@@ -332,19 +333,21 @@ impl Task {
             State::Running | State::Migrating => GuestState::Running { beating: true },
             State::Paused | State::Moved => GuestState::Paused,
         };
+        let at_us = boottime_us();
         let counters: Option<Counters> = vmm
             .control
             .call(Method::GET, "/v1/counters", None::<&()>)
             .await
             .ok();
-        self.send(Some(state), counters).await;
+        let counted = counters.map(|counters| counted(at_us, &counters));
+        self.send(Some(state), counted).await;
     }
 
     async fn tell(&self, state: Option<GuestState>) {
         self.send(state, None).await;
     }
 
-    async fn send(&self, state: Option<GuestState>, counters: Option<Counters>) {
+    async fn send(&self, state: Option<GuestState>, counted: Option<Counted>) {
         let local = state.map(|state| LocalGuest {
             epoch: self.epoch,
             state,
@@ -352,7 +355,7 @@ impl Task {
                 .running_since
                 .map_or(0, |since| since.elapsed().as_millis() as u64),
         });
-        let observed = Observed { local, counters };
+        let observed = Observed { local, counted };
         // Fails only when the agent is ending.
         let _ = self
             .host
@@ -452,6 +455,19 @@ impl Task {
         for name in ["api.sock", "vmm.pid"] {
             let _ = std::fs::remove_file(self.run_dir.join(name));
         }
+    }
+}
+
+fn counted(at_us: u64, counters: &Counters) -> Counted {
+    let disk = |disk: &DiskCounters| disk.read_bytes + disk.written_bytes;
+    let net = |net: &NetCounters| net.received_bytes + net.sent_bytes;
+    Counted {
+        at_us,
+        cpu_us: counters.cpu_us,
+        run_delay_us: counters.run_delay_us,
+        resident_mib: counters.resident_mib,
+        disk_bytes: counters.disks.iter().map(disk).sum(),
+        net_bytes: counters.nets.iter().map(net).sum(),
     }
 }
 

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 
 use cluster_core::balance::{Balance, Move, Why, plan};
-use cluster_core::demand::{Demand, Sample};
+use cluster_core::demand::{Demand, Sample, Smoothing};
 use cluster_core::model::{Cluster, Guest, HostMode, Resources};
 use cluster_core::rules::violations;
 use cluster_core::score::{Want, got_mcpu};
@@ -257,7 +257,12 @@ impl World {
                 delayed_mcpu,
                 active_mib: guest.configured.memory_mib / 2,
             };
-            guest.demand = self.demands[index].observe(minute * 60_000, sample, guest.configured);
+            guest.demand = self.demands[index].observe(
+                minute * 60_000,
+                sample,
+                guest.configured,
+                &Smoothing::default(),
+            );
         }
     }
 

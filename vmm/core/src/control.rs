@@ -37,8 +37,14 @@ pub struct Counters {
     pub cpu_us: u64,
     /// Time they were ready to run and waited for a processor, in microseconds.
     pub run_delay_us: u64,
+    /// Memory of the VMM's process that is backed: what the guest has touched, and a few MiB.
+    #[serde(default)]
+    pub resident_mib: u64,
     /// Disks, in the order of the spec.
     pub disks: alloc::vec::Vec<DiskCounters>,
+    /// Network cards, in the order of the spec.
+    #[serde(default)]
+    pub nets: alloc::vec::Vec<NetCounters>,
 }
 
 /// What a disk has done.
@@ -54,6 +60,21 @@ pub struct DiskCounters {
     pub written_bytes: u64,
     /// Requests that failed.
     pub errors: u64,
+}
+
+/// What a network card has done.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetCounters {
+    /// Frames given to the guest.
+    pub received: u64,
+    /// Bytes given to the guest.
+    pub received_bytes: u64,
+    /// Frames sent by the guest.
+    pub sent: u64,
+    /// Bytes sent by the guest.
+    pub sent_bytes: u64,
+    /// Frames dropped in either direction.
+    pub dropped: u64,
 }
 
 /// Something that happened; a line of `GET /v1/events`.

@@ -100,8 +100,13 @@ fn schemas() -> Value {
         })),
         "Counters": object(&json!({
             "exits": { "type": "object", "additionalProperties": count },
-            "cpu_us": count, "run_delay_us": count,
-            "disks": { "type": "array", "items": reference("DiskCounters") }
+            "cpu_us": count, "run_delay_us": count, "resident_mib": count,
+            "disks": { "type": "array", "items": reference("DiskCounters") },
+            "nets": { "type": "array", "items": reference("NetCounters") }
+        })),
+        "NetCounters": object(&json!({
+            "received": count, "received_bytes": count, "sent": count, "sent_bytes": count,
+            "dropped": count
         })),
         "DiskCounters": object(&json!({
             "reads": count, "read_bytes": count, "writes": count, "written_bytes": count,

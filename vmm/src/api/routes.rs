@@ -10,11 +10,12 @@ use hyper::body::Incoming;
 use hyper::header::CONTENT_TYPE;
 use hyper::{Request, Response, StatusCode};
 use serde::Serialize;
-use vmm_core::control::{Counters, DiskCounters, Refusal};
+use vmm_core::control::{self, Counters, DiskCounters, Refusal};
 use vmm_core::migration::Migrate;
 
 use super::{Body, document};
 use crate::devices::virtio::block::BlockCounters;
+use crate::devices::virtio::net::NetCounters;
 use crate::error::one_line;
 use crate::guest::{Guest, GuestError, Hold};
 use crate::migration::departure::Departures;
@@ -22,6 +23,7 @@ use crate::notice::Notice;
 
 /// Longest body of a request.
 const REQUEST_BYTES_MAX: usize = 64 << 10;
+const PAGE_BYTES: u64 = 4096;
 
 /// All there is; the OpenAPI document lists the same.
 pub const ROUTES: [(&str, &str); 12] = [
@@ -171,13 +173,25 @@ fn counters(guest: &Guest) -> Result<Counters, GuestError> {
             exits,
             cpu_us,
             run_delay_us,
+            resident_mib: resident_mib().unwrap_or_default(),
             disks: machine
                 .disks()
                 .iter()
                 .map(|disk| disk_counters(disk))
                 .collect(),
+            nets: machine.nets().iter().map(|net| net_counters(net)).collect(),
         }
     })
+}
+
+fn net_counters(net: &NetCounters) -> control::NetCounters {
+    control::NetCounters {
+        received: net.received.load(Ordering::Relaxed),
+        received_bytes: net.received_bytes.load(Ordering::Relaxed),
+        sent: net.sent.load(Ordering::Relaxed),
+        sent_bytes: net.sent_bytes.load(Ordering::Relaxed),
+        dropped: net.dropped.load(Ordering::Relaxed),
+    }
 }
 
 fn disk_counters(disk: &BlockCounters) -> DiskCounters {
@@ -196,6 +210,13 @@ fn schedule(thread: i32) -> Option<(u64, u64)> {
     let text = fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).ok()?;
     let mut numbers = text.split_ascii_whitespace().map(str::parse);
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+/// Memory of this process that is backed (proc_pid_statm(5), the second number).
+fn resident_mib() -> Option<u64> {
+    let text = fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = text.split_ascii_whitespace().nth(1)?.parse().ok()?;
+    Some((pages * PAGE_BYTES) >> 20)
 }
 
 #[cfg(test)]

@@ -1,0 +1,5 @@
+//! Balancing as the leader does it: plan, recommend, carry out.
+
+mod settings;
+
+pub use settings::{Automation, DrsSettings};

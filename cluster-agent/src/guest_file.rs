@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use cluster_core::drs::Automation;
 use cluster_core::model::{Desired, Guest, Priority, Resources};
 use serde::{Deserialize, Serialize};
 use vmm_core::mac::Mac;
@@ -22,6 +23,9 @@ pub struct GuestFile {
     pub protected: bool,
     /// May be moved by itself.
     pub movable: bool,
+    /// How much is done with it without asking, if not what holds for the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub automation: Option<Automation>,
     /// Guaranteed processor time, in thousandths of a core.
     #[serde(default)]
     pub reserve_mcpu: u64,
@@ -105,6 +109,7 @@ impl GuestFile {
             priority: self.priority,
             protected: self.protected,
             movable: self.movable,
+            automation: self.automation,
             ..Guest::sized(configured)
         }
     }

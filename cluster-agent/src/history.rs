@@ -80,12 +80,14 @@ impl History {
     }
 }
 
-/// The newest `count` events of all hosts under `hosts_dir`, the oldest of them first.
-pub fn read_all(hosts_dir: &Path, count: usize) -> io::Result<Vec<Event>> {
+/// The newest `count` events of all hosts under `hosts_dir` (about `about`, if that is named),
+/// the oldest of them first.
+pub fn read_all(hosts_dir: &Path, about: Option<&str>, count: usize) -> io::Result<Vec<Event>> {
     let mut events = Vec::new();
     for host in fs::read_dir(hosts_dir)? {
         events.extend(read_host(&host?.path()));
     }
+    events.retain(|event| about.is_none_or(|about| event.about == about));
     events.sort_by(|a, b| (a.unix_ms, &a.host, a.number).cmp(&(b.unix_ms, &b.host, b.number)));
     Ok(events.split_off(events.len().saturating_sub(count)))
 }
@@ -125,8 +127,9 @@ mod tests {
         drop(a);
         let a = History::open(&dir.path().join("a"), "a".into());
         assert_eq!(a.record("web1", "stopped", "asked to").unwrap().number, 2);
-        assert_eq!(read_all(dir.path(), 10).unwrap().len(), 3);
-        assert_eq!(read_all(dir.path(), 1).unwrap().len(), 1);
+        assert_eq!(read_all(dir.path(), None, 10).unwrap().len(), 3);
+        assert_eq!(read_all(dir.path(), None, 1).unwrap().len(), 1);
+        assert_eq!(read_all(dir.path(), Some("web2"), 9).unwrap().len(), 1);
     }
 
     #[test]

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use cluster_core::model::{GuestId, HostId, Resources};
-use cluster_core::settings::{HostEntry, Inventory, Settings};
+use cluster_core::settings::{HostEntry, Inventory};
 use serde::{Deserialize, Serialize};
 use shared_storage::{Datastore, StoreError};
 use tracing::warn;
 
 use crate::guest_file::GuestFile;
+use crate::policy::Policy;
 
 /// What a host says about itself in its `host.toml`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,17 +69,23 @@ pub fn read(store: &Datastore, fencing: bool) -> Result<Reading, StoreError> {
             Err(error) => warn!(guest = name, %error, "passed over"),
         }
     }
-    reading.inventory.settings = settings(store);
+    match Policy::read(store) {
+        Ok(policy) => take_policy(&mut reading.inventory, policy.spec),
+        Err(error) => warn!(%error, "the defaults hold"),
+    }
     reading.inventory.lease = *store.timing();
     reading.inventory.fencing = fencing;
     Ok(reading)
 }
 
-/// The cluster's settings, where they differ from the defaults.
-fn settings(store: &Datastore) -> Settings {
-    let policy = store.cluster().policy.clone();
-    policy.try_into().unwrap_or_else(|error| {
-        warn!(%error, "the policy in cluster.toml is not understood; the defaults hold");
-        Settings::default()
-    })
+fn take_policy(inventory: &mut Inventory, policy: Policy) {
+    inventory.settings = policy.settings;
+    inventory.rules = policy.rules;
+    for (group, hosts) in policy.groups {
+        for name in hosts {
+            if let Some(host) = inventory.hosts.get_mut(&name) {
+                host.groups.insert(group.clone());
+            }
+        }
+    }
 }

@@ -9,6 +9,7 @@ use cluster_core::score::{Assessment, assess, guest_scores};
 use std::net::SocketAddr;
 
 use crate::api::views::{BalanceView, ClusterView, GuestView, HostView, Problem};
+use crate::drs::view::DrsView;
 use crate::guests::Observed;
 use crate::inventory::Reading;
 
@@ -23,6 +24,8 @@ pub struct Picture {
     pub members: BTreeMap<HostId, SocketAddr>,
     /// What the API says; the datastore's part is filled in by the API itself.
     pub view: ClusterView,
+    /// What balancing has planned and does, if this host leads.
+    pub drs: Option<DrsView>,
 }
 
 impl Picture {
@@ -62,6 +65,7 @@ impl Picture {
                 }),
                 problems,
             },
+            drs: DrsView::draw(brain),
         }
     }
 }

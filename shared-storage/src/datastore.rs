@@ -17,6 +17,7 @@ use crate::guest_dir::GuestDir;
 use crate::lease::LeaseFiles;
 
 const CLUSTER_FILE: &str = "cluster.toml";
+const POLICY_FILE: &str = "policy.toml";
 const HOST_FILE: &str = "host.toml";
 const VERSION: u32 = 1;
 const DIRECTORIES: [&str; 4] = ["trust", "hosts", "images", "guests"];
@@ -155,6 +156,21 @@ impl Datastore {
         atomic::replace(&path, text.as_bytes())?;
         self.cluster = cluster;
         Ok(())
+    }
+
+    /// What the operator wants of the cluster; [`StoreError::Missing`] until something is.
+    pub fn policy<T: DeserializeOwned>(&self) -> Result<Revised<T>, StoreError> {
+        document::read(&self.root.join(POLICY_FILE))
+    }
+
+    /// Makes `policy` the revision after `revision` (0 for the first), or says that somebody
+    /// else was faster.
+    pub fn update_policy<T: Serialize>(
+        &self,
+        revision: u64,
+        policy: &T,
+    ) -> Result<u64, StoreError> {
+        document::update(&self.root.join(POLICY_FILE), revision, policy)
     }
 
     /// The directory.
@@ -413,6 +429,18 @@ mod tests {
             error.contains("version 7, this release knows versions up to 1"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn the_policy_begins_with_its_first_change_and_loses_none() {
+        let (_dir, store) = store();
+        let missing = store.policy::<toml::Table>();
+        assert!(matches!(missing, Err(StoreError::Missing(_))));
+        assert_eq!(store.update_policy(0, &spec()).unwrap(), 1);
+        let late = store.update_policy(0, &spec());
+        assert!(matches!(late, Err(StoreError::Changed { found: 1, .. })));
+        assert_eq!(store.update_policy(1, &spec()).unwrap(), 2);
+        assert_eq!(store.policy::<toml::Table>().unwrap().spec, spec());
     }
 
     #[test]

@@ -73,8 +73,12 @@ pub(crate) fn write_first<T: Serialize>(path: &Path, spec: &T) -> Result<(), Sto
 }
 
 /// Makes `spec` the revision after `read.revision`, or says that somebody else was faster.
+/// Revision 0 is that of a document that does not exist yet.
 pub fn update<T: Serialize>(path: &Path, expected: u64, spec: &T) -> Result<u64, StoreError> {
-    let found = revision_of(path)?;
+    let found = match revision_of(path) {
+        Err(StoreError::Missing(_)) if expected == 0 => 0,
+        other => other?,
+    };
     if found != expected {
         return Err(StoreError::Changed {
             path: path.into(),

@@ -13,6 +13,7 @@ use alloc::vec::Vec;
 use storage_core::hold::Hold;
 
 use crate::admission::{Admission, Admitted, Refusal, Reserve};
+use crate::drs::Drs;
 use crate::event::{Action, Event, Level, Record, StopHow};
 use crate::health::{Change, HostState, Peer, Wanted};
 use crate::leader::{Contest, vacancy};
@@ -118,6 +119,11 @@ impl Brain {
     /// On the leader, what was seen of the guests' and hosts' use of resources.
     pub fn observation(&self) -> Option<&Observation> {
         Some(self.leading.as_ref()?.observation())
+    }
+
+    /// On the leader, what balancing has planned and does.
+    pub fn drs(&self) -> Option<&Drs> {
+        Some(self.leading.as_ref()?.drs())
     }
 
     /// On the leader, the guests that shall run and do not, and what each waits for.

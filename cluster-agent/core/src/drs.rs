@@ -1,5 +1,158 @@
-//! Balancing as the leader does it: plan, recommend, carry out.
+//! Balancing as the leader does it: plan, recommend, carry out, look again.
+//!
+//! ```text
+//!                    round is due, or the cluster changed
+//!   resting ───────────────────────────────────────────► planned
+//!      ▲                                                    │ steps that may be carried out:
+//!      │ nothing to do by itself                            │ one wave of them
+//!      ├────────────────────────────────────────────────────┤
+//!      │                                                    ▼
+//!      └──────────────────────────────────────────────── moving
+//!                 all have arrived, failed or are overdue
+//! ```
+//!
+//! Nothing is kept that a new leader would miss: it plans anew from what it observes, and a
+//! migration that the old one ordered shows in where the guest is.
 
+mod acting;
+mod feasible;
+mod round;
 mod settings;
+#[cfg(test)]
+mod tests;
 
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+pub use acting::UnderWay;
+pub use round::{Numbered, Round};
 pub use settings::{Automation, DrsSettings};
+
+use crate::balance::{Move, plan};
+use crate::event::Level;
+use crate::model::{Cluster, GuestId, HostId};
+use crate::settings::Settings;
+use acting::Trouble;
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// Migrate a guest.
+    Move {
+        /// Which, from where, to where.
+        one: Move,
+        /// Why, for the history.
+        because: String,
+    },
+    /// Write into the history.
+    Record(Level, String),
+}
+
+/// What the operator may ask.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Order {
+    /// Carry these recommendations out; all there are if none is named.
+    Apply(Vec<u64>),
+}
+
+/// Balancing under way.
+#[derive(Debug, Clone, Default)]
+pub struct Drs {
+    /// When this leader began to observe.
+    since_us: Option<u64>,
+    next_round_us: u64,
+    /// What the last plan was made for besides demand.
+    planned_for: Option<Circumstances>,
+    round: Round,
+    under_way: Vec<UnderWay>,
+    troubles: BTreeMap<GuestId, Trouble>,
+    approved: BTreeSet<u64>,
+}
+
+/// What a plan rests on and what, when it changes, asks for a new one at once.
+type Circumstances = (
+    Vec<(HostId, crate::model::HostMode)>,
+    BTreeMap<String, crate::model::Rule>,
+    DrsSettings,
+);
+
+impl Drs {
+    /// What was planned last.
+    pub fn round(&self) -> &Round {
+        &self.round
+    }
+
+    /// Steps being carried out.
+    pub fn under_way(&self) -> &[UnderWay] {
+        &self.under_way
+    }
+
+    /// Has demand been observed for long enough to act on it?
+    pub fn is_settled(&self, now_us: u64, settings: &DrsSettings) -> bool {
+        let since_us = self.since_us.unwrap_or(now_us);
+        now_us >= since_us + settings.smoothing.hold_ms * 1000
+    }
+
+    /// Looks at the cluster and decides what to do now.
+    pub fn step(&mut self, now_us: u64, cluster: &Cluster, settings: &Settings) -> Vec<Decision> {
+        let mut decisions = self.follow(now_us, cluster);
+        if self.look(now_us, cluster, settings) {
+            decisions.extend(self.act(now_us, cluster, settings));
+        }
+        decisions
+    }
+
+    /// Plans anew if it is time; was it?
+    pub fn look(&mut self, now_us: u64, cluster: &Cluster, settings: &Settings) -> bool {
+        self.since_us.get_or_insert(now_us);
+        if !self.under_way.is_empty() || !self.is_due(now_us, cluster, settings) {
+            return false;
+        }
+        self.next_round_us = now_us + settings.drs.round_ms * 1000;
+        let balance = settings.balance();
+        self.round.renew(plan(cluster, &balance));
+        let current = self.round.numbers();
+        self.approved.retain(|number| current.contains(number));
+        true
+    }
+
+    fn is_due(&mut self, now_us: u64, cluster: &Cluster, settings: &Settings) -> bool {
+        let hosts = cluster.hosts.iter();
+        let modes = hosts
+            .map(|(name, host)| (name.clone(), host.mode))
+            .collect();
+        let now = (modes, cluster.rules.clone(), settings.drs.clone());
+        let changed = self.planned_for.as_ref() != Some(&now);
+        if changed {
+            self.planned_for = Some(now);
+        }
+        changed || now_us >= self.next_round_us
+    }
+
+    /// The operator asks for something. Answers what comes of it, or why nothing does.
+    pub fn order(&mut self, order: Order) -> Result<String, String> {
+        let Order::Apply(mut numbers) = order;
+        let current = self.round.numbers();
+        if let Some(unknown) = numbers.iter().find(|number| !current.contains(*number)) {
+            return Err(format!(
+                "there is no recommendation {unknown} (any more); \
+                 `godwit drs recommendations` lists them"
+            ));
+        }
+        if numbers.is_empty() {
+            numbers.extend(&current);
+        }
+        if numbers.is_empty() {
+            return Ok("nothing is recommended".to_string());
+        }
+        self.approved.extend(&numbers);
+        self.next_round_us = 0;
+        let words: Vec<String> = numbers.iter().map(ToString::to_string).collect();
+        Ok(format!(
+            "will carry out {}; `godwit drs history` tells how it went",
+            words.join(", ")
+        ))
+    }
+}

@@ -6,6 +6,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::demand::Smoothing;
+use crate::drs::Drs;
 use crate::event::{Action, Level, Record};
 use crate::failover::{Decision, Failover, Situation};
 use crate::health::{HostState, Peer};
@@ -39,6 +40,7 @@ pub struct Leading {
     cluster: Cluster,
     observation: Observation,
     smoothing: Smoothing,
+    drs: Drs,
     /// What was seen of the hosts last: mode, incarnation, leases lapsed.
     hosts_seen: Vec<(HostMode, Option<Incarnation>, bool)>,
     changed: bool,
@@ -59,6 +61,7 @@ impl Leading {
             cluster: Cluster::default(),
             observation: Observation::default(),
             smoothing: Smoothing::default(),
+            drs: Drs::default(),
             hosts_seen: Vec::new(),
             changed: true,
             next_look_us: 0,
@@ -76,6 +79,11 @@ impl Leading {
     /// What was seen of its use.
     pub fn observation(&self) -> &Observation {
         &self.observation
+    }
+
+    /// Balancing.
+    pub fn drs(&self) -> &Drs {
+        &self.drs
     }
 
     /// Guests that wait, and for what.
@@ -217,6 +225,11 @@ impl Leading {
             settings,
         };
         let decisions = self.failover.step(now_us, &situation);
+        // Guests without a home come first: what they will need is not known yet.
+        let unsure = |at: &Whereabouts| matches!(at, Whereabouts::Unknown);
+        if self.failover.under_way().next().is_none() && !whereabouts.values().any(unsure) {
+            self.drs.look(now_us, &self.cluster, settings);
+        }
         self.changed = false;
         self.next_look_us = now_us
             + if self.failover.is_idle() {

@@ -9,6 +9,8 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::drs::Automation;
+
 /// A host's name, unique in the cluster.
 pub type HostId = String;
 /// A guest's name, unique in the cluster.
@@ -180,6 +182,9 @@ pub struct Guest {
     /// May be moved automatically.
     #[serde(default = "yes")]
     pub movable: bool,
+    /// How much is done with it without asking, if not what holds for the cluster.
+    #[serde(default)]
+    pub automation: Option<Automation>,
     /// Predicted cost of a live migration: time on the wire in milliseconds.
     #[serde(default)]
     pub migration_ms: u64,
@@ -203,6 +208,7 @@ impl Guest {
             after: BTreeMap::new(),
             protected: true,
             movable: true,
+            automation: None,
             migration_ms: 0,
         }
     }

@@ -58,6 +58,7 @@ pub fn create(store: &Datastore, wish: &CreateGuest) -> Result<(), Refused> {
         priority: wish.priority,
         protected: wish.protected,
         movable: true,
+        automation: None,
         reserve_mcpu: wish.reserve_mcpu,
         grace_s: GRACE_S,
         image: wish.image.clone(),

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use super::create;
 use super::views::{ClusterView, CreateGuest, Event, StopGuest};
 use crate::driver::Input;
+use crate::drs;
 use crate::guest_file::GuestFile;
 use crate::history;
 use crate::http::BODY_BYTES_MAX;
@@ -88,9 +89,10 @@ pub struct Said {
     said: String,
 }
 
-type Answer = Result<Json<Said>, Refused>;
+pub(crate) type Answer = Result<Json<Said>, Refused>;
 
-fn said(said: String) -> Json<Said> {
+/// The answer to an act.
+pub(crate) fn said(said: String) -> Json<Said> {
     Json(Said { said })
 }
 
@@ -105,6 +107,7 @@ pub fn public(api: Arc<Api>) -> Router {
         .route("/v1/guests/{guest}/start", post(start))
         .route("/v1/guests/{guest}/stop", post(stop))
         .route("/v1/hosts/{host}", axum::routing::delete(forget_host))
+        .merge(drs::routes::public())
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(api)
 }
@@ -114,6 +117,7 @@ pub fn member(api: Arc<Api>) -> Router {
     let mail = Router::new()
         .route(MAIL_PATH, post(take_mail))
         .route("/member/picture", get(picture))
+        .merge(drs::routes::member())
         .with_state(api.clone());
     public(api).merge(mail)
 }
@@ -152,12 +156,12 @@ impl Api {
         Ok(view)
     }
 
-    fn member(&self, address: std::net::SocketAddr) -> Client {
+    pub(crate) fn member(&self, address: std::net::SocketAddr) -> Client {
         let tls = self.tls.clone();
         Client::new(Endpoint::Member { address, tls }, FORWARD_LIMIT)
     }
 
-    async fn on_store<T: Send + 'static>(
+    pub(crate) async fn on_store<T: Send + 'static>(
         &self,
         act: impl FnOnce(&Datastore) -> Result<T, Refused> + Send + 'static,
     ) -> Result<T, Refused> {
@@ -166,7 +170,7 @@ impl Api {
         joined.map_err(|e| Refused(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?
     }
 
-    async fn change_guest(
+    pub(crate) async fn change_guest(
         &self,
         guest: &str,
         change: impl Fn(&mut GuestFile) + Send + 'static,
@@ -237,6 +241,7 @@ async fn images(State(api): State<Arc<Api>>) -> Result<Json<Vec<String>>, Refuse
 #[derive(Deserialize)]
 struct HowMany {
     count: Option<usize>,
+    about: Option<String>,
 }
 
 async fn events(
@@ -245,7 +250,7 @@ async fn events(
 ) -> Result<Json<Vec<Event>>, Refused> {
     let count = query.count.unwrap_or(EVENTS_DEFAULT).min(EVENTS_MAX);
     let read = move |store: &Datastore| {
-        history::read_all(&store.root().join("hosts"), count)
+        history::read_all(&store.root().join("hosts"), query.about.as_deref(), count)
             .map_err(|e| Refused(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))
     };
     api.on_store(read).await.map(Json)

@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use cluster_core::model::Priority;
 
-use crate::drs_plan::PlanArguments;
+use crate::drs::cli::DrsVerb;
 
 /// Where the agent of this host answers.
 const LOCAL_SOCKET: &str = "/run/godwit/agent.sock";
@@ -66,7 +66,7 @@ pub enum Verb {
     /// Forget a host.
     #[command(subcommand)]
     Host(HostVerb),
-    /// See how the cluster would balance itself.
+    /// See and steer how the cluster balances itself.
     #[command(subcommand)]
     Drs(DrsVerb),
     /// Print completions for a shell.
@@ -74,13 +74,6 @@ pub enum Verb {
         /// The shell.
         shell: Shell,
     },
-}
-
-/// What to do about balance.
-#[derive(Debug, Subcommand)]
-pub enum DrsVerb {
-    /// Plan for a cluster described in a file; nothing is asked of any agent.
-    Plan(PlanArguments),
 }
 
 /// What to do with a host.

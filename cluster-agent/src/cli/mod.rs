@@ -2,8 +2,8 @@
 
 mod arguments;
 mod run;
-mod screen;
+pub(crate) mod screen;
 pub(crate) mod table;
 
 pub use arguments::Arguments;
-pub use run::{CliError, run};
+pub use run::{Agent, CliError, print, print_json, run};

@@ -9,11 +9,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::arguments::{Arguments, CreateArguments, DrsVerb, HostVerb, Verb};
+use super::arguments::{Arguments, CreateArguments, HostVerb, Verb};
 use super::screen;
 use super::table::table;
 use crate::api::views::{ClusterView, CreateGuest, DiskFrom, Event, GuestView, StopGuest};
-use crate::drs_plan::{self, PlanError};
+use crate::drs;
+use crate::drs::plan::PlanError;
 use crate::http::client::{CallError, Client, Endpoint};
 
 /// Verbs wait for the act itself (a migration, a maintenance), which may take long.
@@ -102,10 +103,7 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
                 .act(Method::DELETE, &format!("/v1/hosts/{host}"), &())
                 .await
         }
-        Verb::Drs(DrsVerb::Plan(arguments)) => {
-            let said = drs_plan::report(&arguments, agent.json)?;
-            Ok(io::stdout().write_all(said.as_bytes())?)
-        }
+        Verb::Drs(verb) => drs::cli::run(&agent, verb).await,
         Verb::Completions { shell } => {
             let mut command = Arguments::command();
             clap_complete::generate(shell, &mut command, "godwit", &mut io::stdout());
@@ -114,26 +112,33 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
     }
 }
 
-struct Agent {
+/// The agent that is asked, and how its answers are printed.
+pub struct Agent {
     client: Client,
-    json: bool,
+    /// Print JSON.
+    pub json: bool,
 }
 
 impl Agent {
+    /// Ask for something.
+    pub async fn ask<A: DeserializeOwned>(&self, path: &str) -> Result<A, CliError> {
+        Ok(self.client.call(Method::GET, path, None::<&()>).await?)
+    }
+
     /// Ask for something and show it.
-    async fn show<A>(&self, path: &str, screen: impl Fn(&A) -> String) -> Result<(), CliError>
+    pub async fn show<A>(&self, path: &str, screen: impl Fn(&A) -> String) -> Result<(), CliError>
     where
         A: DeserializeOwned + Serialize,
     {
-        let answer: A = self.client.call(Method::GET, path, None::<&()>).await?;
+        let answer: A = self.ask(path).await?;
         if self.json {
             return print_json(&answer);
         }
-        Ok(io::stdout().write_all(screen(&answer).as_bytes())?)
+        print(&screen(&answer))
     }
 
     /// Have something done and say what came of it, in the agent's words.
-    async fn act(
+    pub async fn act(
         &self,
         method: Method,
         path: &str,
@@ -149,7 +154,8 @@ impl Agent {
         }
     }
 
-    async fn guest_act(
+    /// The same with a guest that may be named by the beginning of its name.
+    pub async fn guest_act(
         &self,
         named: &str,
         act: &str,
@@ -165,7 +171,13 @@ impl Agent {
     }
 }
 
-fn print_json(answer: &impl Serialize) -> Result<(), CliError> {
+/// Print a text.
+pub fn print(text: &str) -> Result<(), CliError> {
+    Ok(io::stdout().write_all(text.as_bytes())?)
+}
+
+/// Print a value for scripts.
+pub fn print_json(answer: &impl Serialize) -> Result<(), CliError> {
     let mut out = io::stdout();
     serde_json::to_writer_pretty(&mut out, answer).map_err(io::Error::from)?;
     Ok(writeln!(out)?)

@@ -138,7 +138,8 @@ pub fn events(events: &[Event]) -> String {
     )
 }
 
-fn time_of_day(unix_ms: u64) -> String {
+/// The time of day of an instant since 1970.
+pub fn time_of_day(unix_ms: u64) -> String {
     let seconds = unix_ms / 1000 % 86_400;
     format!(
         "{:02}:{:02}:{:02}.{:03}",

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::balance::Balance;
+use crate::balance::{Balance, Bar};
 use crate::demand::Smoothing;
 use crate::settings::Settings;
 
@@ -59,6 +59,18 @@ impl Default for DrsSettings {
             at_once_per_host: balance.at_once_per_host,
             smoothing: Smoothing::default(),
         }
+    }
+}
+
+impl DrsSettings {
+    /// What a move for the balance must gain.
+    pub fn bar(&self) -> Bar {
+        let threshold = self.threshold;
+        Balance {
+            threshold,
+            ..Balance::default()
+        }
+        .bar()
     }
 }
 

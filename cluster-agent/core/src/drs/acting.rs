@@ -1,0 +1,269 @@
+//! Carrying out: which steps, and what became of them.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use serde::{Deserialize, Serialize};
+
+use super::feasible::check;
+use super::{Automation, Decision, Drs, Numbered};
+use crate::balance::{Move, Recommendation, Why, plan};
+use crate::event::Level;
+use crate::model::{Cluster, GuestId, HostMode};
+use crate::settings::Settings;
+
+/// A migration that takes longer than this, and than so many times what was predicted, is
+/// not waited for any more.
+const PATIENCE_US: u64 = 120_000_000;
+const PATIENCE_TIMES: u64 = 10;
+/// A guest whose migration failed is left alone for so long; doubles.
+const FIRST_REST_US: u64 = 30_000_000;
+/// At most that often.
+const DOUBLINGS_MAX: u32 = 5;
+
+/// A step that is being carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct UnderWay {
+    /// Number of the recommendation.
+    pub number: u64,
+    /// The moves that are left; the first is under way.
+    pub moves: Vec<Move>,
+    /// When that began.
+    pub since_us: u64,
+    /// When it is given up.
+    pub overdue_us: u64,
+    /// Why, as the history has it.
+    pub because: String,
+}
+
+/// Failures of a guest's migrations.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Trouble {
+    failures: u32,
+    rests_until_us: u64,
+}
+
+/// How the first move of a step stands.
+enum Standing {
+    Moving,
+    Arrived,
+    Over(String),
+}
+
+impl Drs {
+    /// Chooses what to carry out now, and begins it.
+    pub(super) fn act(
+        &mut self,
+        now_us: u64,
+        cluster: &Cluster,
+        settings: &Settings,
+    ) -> Vec<Decision> {
+        let mut chosen = self.approved_steps(cluster);
+        if chosen.is_empty() {
+            chosen = self.automatic_steps(now_us, cluster, settings);
+        }
+        let mut decisions = Vec::new();
+        for Numbered { number, step } in chosen {
+            let patience_us = PATIENCE_US.max(step.migration_ms * 1000 * PATIENCE_TIMES);
+            let because = step.words;
+            let under_way = UnderWay {
+                number,
+                moves: step.moves,
+                since_us: now_us,
+                overdue_us: now_us + patience_us,
+                because,
+            };
+            decisions.push(Decision::Record(
+                Level::Info,
+                format!("carries out {number}: {}", under_way.because),
+            ));
+            decisions.extend(under_way.order());
+            self.under_way.push(under_way);
+        }
+        decisions
+    }
+
+    /// Approved steps that can be carried out together: one, or a whole wave.
+    fn approved_steps(&mut self, cluster: &Cluster) -> Vec<Numbered> {
+        let is_approved = |index: &&usize| {
+            let one = self.round.recommendations.get(**index);
+            one.is_some_and(|one| self.approved.contains(&one.number))
+        };
+        for wave in &self.round.waves {
+            let steps: Vec<Numbered> = wave
+                .iter()
+                .filter(is_approved)
+                .map(|index| self.round.recommendations[*index].clone())
+                .collect();
+            let all: Vec<Move> = steps
+                .iter()
+                .flat_map(|one| one.step.moves.clone())
+                .collect();
+            if !steps.is_empty() && check(cluster, &all).is_ok() {
+                return steps;
+            }
+        }
+        Vec::new()
+    }
+
+    /// The first wave of what may be done without asking.
+    fn automatic_steps(
+        &mut self,
+        now_us: u64,
+        cluster: &Cluster,
+        settings: &Settings,
+    ) -> Vec<Numbered> {
+        let mut willing = cluster.clone();
+        let mut asked = false;
+        for (name, guest) in &mut willing.guests {
+            let level = guest.automation.unwrap_or(settings.drs.automation);
+            let leaves = guest.host.as_ref().is_some_and(|host| {
+                let host = cluster.hosts.get(host);
+                host.is_some_and(|host| host.mode == HostMode::Maintenance)
+            });
+            let may = (level == Automation::Full || leaves) && !self.rests(name, now_us);
+            asked |= guest.movable && !may;
+            guest.movable &= may;
+        }
+        let settled = self.is_settled(now_us, &settings.drs);
+        let may_begin = |step: &Recommendation| {
+            settled || matches!(step.why, Why::Rule { .. } | Why::Maintenance { .. })
+        };
+        if !asked {
+            let first = self.round.waves.first().into_iter().flatten();
+            let steps = first.map(|index| self.round.recommendations[*index].clone());
+            return steps.filter(|one| may_begin(&one.step)).collect();
+        }
+        if willing.guests.values().all(|guest| !guest.movable) {
+            return Vec::new();
+        }
+        let plan = plan(&willing, &settings.balance());
+        let first = plan.waves.first().into_iter().flatten();
+        let steps = first.map(|index| &plan.steps[*index]);
+        let number = |step: &Recommendation| {
+            let all = self.round.recommendations.iter();
+            let mut same = all.filter(|one| one.step.moves == step.moves);
+            same.next().map_or(0, |one| one.number)
+        };
+        steps
+            .filter(|step| may_begin(step))
+            .map(|step| Numbered {
+                number: number(step),
+                step: step.clone(),
+            })
+            .collect()
+    }
+
+    fn rests(&self, guest: &str, now_us: u64) -> bool {
+        let trouble = self.troubles.get(guest);
+        trouble.is_some_and(|trouble| now_us < trouble.rests_until_us)
+    }
+
+    /// What became of the steps under way.
+    pub(super) fn follow(&mut self, now_us: u64, cluster: &Cluster) -> Vec<Decision> {
+        self.troubles
+            .retain(|guest, _| cluster.guests.contains_key(guest));
+        let mut decisions = Vec::new();
+        for mut step in core::mem::take(&mut self.under_way) {
+            match step.standing(now_us, cluster) {
+                Standing::Moving => self.under_way.push(step),
+                Standing::Arrived => {
+                    let one = step.moves.remove(0);
+                    self.troubles.remove(&one.guest);
+                    let text = format!(
+                        "{} is on {} after {} ms",
+                        one.guest,
+                        one.to,
+                        (now_us - step.since_us) / 1000
+                    );
+                    decisions.push(Decision::Record(Level::Info, text));
+                    decisions.extend(self.go_on(now_us, cluster, step));
+                }
+                Standing::Over(why) => decisions.extend(self.stumble(now_us, &step, &why)),
+            }
+        }
+        if self.under_way.is_empty() && !decisions.is_empty() {
+            // What was planned beside these has changed with them.
+            self.next_round_us = now_us;
+        }
+        decisions
+    }
+
+    /// The next move of a step whose first has arrived.
+    fn go_on(&mut self, now_us: u64, cluster: &Cluster, mut step: UnderWay) -> Vec<Decision> {
+        if step.moves.is_empty() {
+            self.approved.remove(&step.number);
+            self.round.remove(step.number);
+            return Vec::new();
+        }
+        if let Err(why) = check(cluster, &step.moves[..1]) {
+            return self.stumble(now_us, &step, &why);
+        }
+        step.overdue_us = now_us + (step.overdue_us - step.since_us);
+        step.since_us = now_us;
+        let order = step.order();
+        self.under_way.push(step);
+        Vec::from_iter(order)
+    }
+
+    /// A migration failed.
+    pub fn failed(&mut self, now_us: u64, guest: &GuestId, why: &str) -> Vec<Decision> {
+        let under_way = |step: &UnderWay| step.moves.first().is_some_and(|m| m.guest == *guest);
+        let Some(index) = self.under_way.iter().position(under_way) else {
+            return Vec::new();
+        };
+        let step = self.under_way.remove(index);
+        self.next_round_us = now_us;
+        self.stumble(now_us, &step, why)
+    }
+
+    fn stumble(&mut self, now_us: u64, step: &UnderWay, why: &str) -> Vec<Decision> {
+        self.approved.remove(&step.number);
+        let Some(one) = step.moves.first() else {
+            return Vec::new();
+        };
+        let trouble = self.troubles.entry(one.guest.clone()).or_default();
+        let rest_us = FIRST_REST_US << trouble.failures.min(DOUBLINGS_MAX);
+        trouble.failures += 1;
+        trouble.rests_until_us = now_us + rest_us;
+        let text = format!(
+            "{} did not get from {} to {}: {why}; it is left alone for {} s",
+            one.guest,
+            one.from,
+            one.to,
+            rest_us / 1_000_000
+        );
+        vec![Decision::Record(Level::Warning, text)]
+    }
+}
+
+impl UnderWay {
+    fn order(&self) -> Option<Decision> {
+        let one = self.moves.first()?.clone();
+        let because = self.because.clone();
+        Some(Decision::Move { one, because })
+    }
+
+    fn standing(&self, now_us: u64, cluster: &Cluster) -> Standing {
+        let Some(one) = self.moves.first() else {
+            return Standing::Arrived;
+        };
+        let at = cluster
+            .guests
+            .get(&one.guest)
+            .and_then(|guest| guest.host.as_ref());
+        match at {
+            Some(at) if *at == one.to => Standing::Arrived,
+            Some(at) if *at != one.from => Standing::Over(format!("it is on {at}")),
+            None => Standing::Over("it does not run any more".into()),
+            Some(_) if now_us >= self.overdue_us => {
+                let waited_s = (now_us - self.since_us) / 1_000_000;
+                Standing::Over(format!("it has not arrived after {waited_s} s"))
+            }
+            Some(_) => Standing::Moving,
+        }
+    }
+}

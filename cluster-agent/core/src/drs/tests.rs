@@ -1,0 +1,186 @@
+//! The loop over rounds: what is carried out, when, and what is only said.
+
+use alloc::vec;
+
+use super::*;
+use crate::model::{Guest, Host, HostMode, Resources, Rule};
+
+const S: u64 = 1_000_000;
+
+/// Hosts of four cores, guests on them wanting so many thousandths of a core.
+fn cluster(hosts: &[&str], guests: &[(&str, &str, u64)]) -> Cluster {
+    let mut cluster = Cluster::default();
+    for name in hosts {
+        let host = Host {
+            capacity: Resources::new(4000, 16 * 1024),
+            ..Host::default()
+        };
+        cluster.hosts.insert((*name).into(), host);
+    }
+    for (name, at, mcpu) in guests {
+        let mut guest = Guest::sized(Resources::new(4000, 1024));
+        guest.reservation.mcpu = 0;
+        guest.demand.mcpu = *mcpu;
+        guest.host = Some((*at).into());
+        cluster.guests.insert((*name).into(), guest);
+    }
+    cluster
+}
+
+fn busy() -> Cluster {
+    let guests = [("g1", "a", 1800), ("g2", "a", 1800), ("g3", "a", 1800)];
+    cluster(&["a", "b"], &guests)
+}
+
+fn full() -> Settings {
+    let mut settings = Settings::default();
+    settings.drs.automation = Automation::Full;
+    settings
+}
+
+fn moves(decisions: &[Decision]) -> Vec<Move> {
+    decisions
+        .iter()
+        .filter_map(|decision| match decision {
+            Decision::Move { one, .. } => Some(one.clone()),
+            Decision::Record(..) => None,
+        })
+        .collect()
+}
+
+fn arrive(cluster: &mut Cluster, moves: &[Move]) {
+    for one in moves {
+        cluster.guests.get_mut(&one.guest).unwrap().host = Some(one.to.clone());
+    }
+}
+
+#[test]
+fn full_automation_acts_once_demand_has_been_observed_and_then_rests() {
+    let (mut drs, mut cluster, settings) = (Drs::default(), busy(), full());
+    assert!(
+        moves(&drs.step(S, &cluster, &settings)).is_empty(),
+        "too early"
+    );
+    assert_eq!(drs.round().recommendations.len(), 1);
+    let first = moves(&drs.step(70 * S, &cluster, &settings));
+    assert_eq!(first.len(), 1);
+    assert_eq!(first[0].to, "b");
+    assert!(
+        drs.step(71 * S, &cluster, &settings).is_empty(),
+        "under way"
+    );
+    arrive(&mut cluster, &first);
+    let done = drs.step(72 * S, &cluster, &settings);
+    assert!(moves(&done).is_empty() && done.len() == 1, "{done:?}");
+    assert!(drs.round().recommendations.is_empty());
+    assert!(drs.step(200 * S, &cluster, &settings).is_empty());
+}
+
+#[test]
+fn partial_automation_recommends_and_applies_when_told() {
+    let (mut drs, cluster, settings) = (Drs::default(), busy(), Settings::default());
+    drs.step(S, &cluster, &settings);
+    assert!(drs.step(70 * S, &cluster, &settings).is_empty());
+    let number = drs.round().recommendations[0].number;
+    assert!(drs.order(Order::Apply(vec![number + 1])).is_err());
+    drs.order(Order::Apply(vec![number])).expect("is there");
+    let begun = drs.step(71 * S, &cluster, &settings);
+    assert_eq!(moves(&begun).len(), 1);
+    let Decision::Record(_, text) = &begun[0] else {
+        panic!("{begun:?}")
+    };
+    assert!(
+        text.starts_with(&format!("carries out {number}: g")),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_recommendation_keeps_its_number_while_it_stands() {
+    let (mut drs, mut cluster, settings) = (Drs::default(), busy(), Settings::default());
+    drs.step(S, &cluster, &settings);
+    let before = drs.round().numbers();
+    cluster.guests.get_mut("g1").unwrap().demand.mcpu = 1801;
+    drs.step(100 * S, &cluster, &settings);
+    assert_eq!(drs.round().numbers(), before);
+}
+
+#[test]
+fn a_guest_that_failed_to_move_is_left_alone_and_others_are_tried() {
+    let (mut drs, cluster, settings) = (Drs::default(), busy(), full());
+    drs.step(S, &cluster, &settings);
+    let first = moves(&drs.step(70 * S, &cluster, &settings));
+    let failed = drs.failed(71 * S, &first[0].guest, "no route");
+    assert!(matches!(&failed[..], [Decision::Record(Level::Warning, _)]));
+    let second = moves(&drs.step(72 * S, &cluster, &settings));
+    assert_eq!(second.len(), 1);
+    assert_ne!(second[0].guest, first[0].guest);
+}
+
+#[test]
+fn a_guest_may_be_kept_from_automation_or_given_to_it() {
+    let mut cluster = busy();
+    for name in ["g1", "g2"] {
+        cluster.guests.get_mut(name).unwrap().automation = Some(Automation::Manual);
+    }
+    let (mut drs, settings) = (Drs::default(), full());
+    drs.step(S, &cluster, &settings);
+    let first = moves(&drs.step(70 * S, &cluster, &settings));
+    assert_eq!(first.len(), 1);
+    assert_eq!(first[0].guest, "g3");
+    let mut cluster = busy();
+    cluster.guests.get_mut("g2").unwrap().automation = Some(Automation::Full);
+    let (mut drs, settings) = (Drs::default(), Settings::default());
+    drs.step(S, &cluster, &settings);
+    let first = moves(&drs.step(70 * S, &cluster, &settings));
+    assert_eq!(first.len(), 1);
+    assert_eq!(first[0].guest, "g2");
+}
+
+#[test]
+fn rules_and_maintenance_wait_for_no_demand() {
+    let guests = [("g1", "a", 0), ("g2", "a", 0)];
+    let (mut drs, mut cluster, settings) = (Drs::default(), cluster(&["a", "b"], &guests), full());
+    assert!(drs.step(S, &cluster, &settings).is_empty());
+    let guests = ["g1", "g2"].map(String::from).into();
+    cluster
+        .rules
+        .insert("apart".into(), Rule::KeepApart { guests });
+    let mended = moves(&drs.step(2 * S, &cluster, &settings));
+    assert_eq!(mended.len(), 1, "exactly one move");
+    arrive(&mut cluster, &mended);
+    drs.step(3 * S, &cluster, &settings);
+    cluster.rules.clear();
+    cluster.hosts.get_mut("b").unwrap().mode = HostMode::Maintenance;
+    let settings = Settings {
+        enforcement: crate::settings::Enforcement::Warn,
+        ..Settings::default()
+    };
+    let emptied = moves(&drs.step(4 * S, &cluster, &settings));
+    assert_eq!(emptied.len(), 1);
+    assert_eq!(
+        emptied[0].from, "b",
+        "maintenance is not for automation to refuse"
+    );
+}
+
+#[test]
+fn the_moves_of_one_step_go_one_after_the_other() {
+    let guests = [("g1", "a", 0), ("g2", "a", 0), ("g3", "b", 0)];
+    let (mut drs, mut cluster, settings) = (Drs::default(), cluster(&["a", "b"], &guests), full());
+    let (one, two) = (["g1", "g2"], ["g2", "g3"]);
+    for (name, guests) in [("r1", one), ("r2", two)] {
+        let guests = guests.map(String::from).into();
+        cluster
+            .rules
+            .insert(name.into(), Rule::KeepTogether { guests });
+    }
+    let mut rounds = 0;
+    while rounds < 5 {
+        rounds += 1;
+        let begun = moves(&drs.step(rounds * S, &cluster, &settings));
+        assert!(begun.len() <= 1, "{begun:?}");
+        arrive(&mut cluster, &begun);
+    }
+    assert!(crate::rules::violations(&cluster).is_empty());
+}

@@ -1,0 +1,7 @@
+//! Balancing as the operator sees and steers it.
+
+pub mod cli;
+pub mod plan;
+pub mod routes;
+mod screen;
+pub mod view;

@@ -1,0 +1,83 @@
+//! The routes about balancing.
+
+use std::sync::Arc;
+
+use axum::extract::{Path, State};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use hyper::{Method, StatusCode};
+
+use super::view::{ChangeDrs, ChangeGuestDrs, DrsView};
+use crate::api::routes::{Answer, Api, Refused, said};
+use crate::policy::Policy;
+
+/// What people and scripts may ask.
+pub fn public() -> Router<Arc<Api>> {
+    Router::new()
+        .route("/v1/drs", get(show))
+        .route("/v1/drs/settings", post(set))
+        .route("/v1/guests/{guest}/automation", post(set_guest))
+}
+
+/// What members may ask of the leader besides.
+pub fn member() -> Router<Arc<Api>> {
+    Router::new().route("/member/drs", get(show_own))
+}
+
+async fn show(State(api): State<Arc<Api>>) -> Result<Json<DrsView>, Refused> {
+    let leader = api.picture.borrow().leader.clone();
+    match leader {
+        Some((_, address)) if !api.picture.borrow().leads => {
+            let leader = api.member(address);
+            Ok(Json(
+                leader.call(Method::GET, "/member/drs", None::<&()>).await?,
+            ))
+        }
+        _ => show_own(State(api)).await,
+    }
+}
+
+async fn show_own(State(api): State<Arc<Api>>) -> Result<Json<DrsView>, Refused> {
+    let drs = api.picture.borrow().drs.clone();
+    drs.map(Json).ok_or_else(|| {
+        let why = "no host leads the cluster yet; ask again in a few seconds";
+        Refused(StatusCode::SERVICE_UNAVAILABLE, why.to_owned())
+    })
+}
+
+async fn set(State(api): State<Arc<Api>>, Json(change): Json<ChangeDrs>) -> Answer {
+    let bad = |why| Refused(StatusCode::BAD_REQUEST, why);
+    let now = api
+        .on_store(move |store| {
+            Policy::change(store, |policy| {
+                change.apply(&mut policy.settings.drs).map_err(bad)?;
+                Ok::<_, Refused>(policy.settings.drs.clone())
+            })
+        })
+        .await?;
+    api.nudge.nudge();
+    Ok(said(format!(
+        "automation {}, threshold {}, a round every {} s",
+        now.automation.word(),
+        now.threshold,
+        now.round_ms / 1000
+    )))
+}
+
+async fn set_guest(
+    State(api): State<Arc<Api>>,
+    Path(guest): Path<String>,
+    Json(wish): Json<ChangeGuestDrs>,
+) -> Answer {
+    let words = match (wish.movable, wish.automation) {
+        (false, _) => format!("{guest} is not moved by itself any more"),
+        (true, None) => format!("{guest} is treated like the rest of the cluster"),
+        (true, Some(level)) => format!("automation of {guest}: {}", level.word()),
+    };
+    api.change_guest(&guest, move |file| {
+        file.movable = wish.movable;
+        file.automation = wish.automation;
+    })
+    .await?;
+    Ok(said(words))
+}

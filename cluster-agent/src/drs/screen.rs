@@ -1,0 +1,184 @@
+//! What `godwit drs` shows to a person. Writing to a string cannot fail.
+
+use std::fmt::Write;
+
+use cluster_core::balance::{Recommendation, Why};
+use cluster_core::drs::{Automation, DrsSettings};
+use cluster_core::score::Assessment;
+
+use super::view::DrsView;
+use crate::api::views::Event;
+use crate::cli::screen::time_of_day;
+use crate::cli::table::{bar, percent, table};
+
+/// `godwit drs status`.
+pub fn status(drs: &DrsView) -> String {
+    let mut out = String::new();
+    let settings = &drs.settings;
+    let _ = writeln!(
+        out,
+        "automation {}   threshold {}   a round every {} s{}",
+        settings.automation.word(),
+        settings.threshold,
+        settings.round_ms / 1000,
+        if drs.settled {
+            ""
+        } else {
+            "   (demand is not observed for long enough yet)"
+        }
+    );
+    let (before, after) = (&drs.round.before, &drs.round.after);
+    let row =
+        |name: &str, of: &dyn Fn(&Assessment) -> String| [name.to_owned(), of(before), of(after)];
+    let rows = [
+        row("demand that is met", &|a| percent(a.satisfied_permille)),
+        row("imbalance", &|a| percent(a.imbalance_permille)),
+        row("waiting, in cores", &|a| thousandths(a.waiting_mcpu)),
+        row("guests that starve", &|a| a.starving.len().to_string()),
+    ];
+    out.push('\n');
+    out.push_str(&table(["", "NOW", "IF ALL IS DONE"], &rows));
+    let loads: Vec<_> = before
+        .loads
+        .iter()
+        .map(|(host, load)| {
+            let then = after.loads.get(host).copied();
+            [
+                host.clone(),
+                format!("{} {}", bar(*load, 1000), percent(*load)),
+                then.map(percent).unwrap_or_default(),
+            ]
+        })
+        .collect();
+    out.push('\n');
+    out.push_str(&table(["HOST", "LOAD", "IF ALL IS DONE"], &loads));
+    out.push('\n');
+    out.push_str(&recommendations(drs));
+    out
+}
+
+/// `godwit drs recommendations`.
+pub fn recommendations(drs: &DrsView) -> String {
+    let mut out = String::new();
+    for step in &drs.under_way {
+        let _ = writeln!(out, "under way: {}", step.because);
+    }
+    for one in &drs.round.recommendations {
+        let _ = writeln!(out, "{:>4}. {}", one.number, one.step.words);
+    }
+    if drs.round.recommendations.is_empty() && drs.under_way.is_empty() {
+        out.push_str("nothing to move\n");
+    }
+    for one in &drs.round.unresolved {
+        let _ = writeln!(out, "cannot be mended: {}: {}", one.what, one.because);
+    }
+    out
+}
+
+/// `godwit drs explain`.
+pub fn explanation(number: u64, step: &Recommendation, settings: &DrsSettings) -> String {
+    let mut out = format!("recommendation {number}: {}\n\n", step.words);
+    for one in &step.moves {
+        let _ = writeln!(
+            out,
+            "moves     {} from {} to {}",
+            one.guest, one.from, one.to
+        );
+    }
+    let _ = writeln!(out, "why       {}", why(&step.why));
+    for load in &step.loads {
+        let _ = writeln!(
+            out,
+            "load      {}: {} to {}",
+            load.host,
+            percent(load.before_permille),
+            percent(load.after_permille)
+        );
+    }
+    let _ = writeln!(
+        out,
+        "gain      {} cores less waiting",
+        signed_thousandths(step.gain)
+    );
+    let _ = writeln!(
+        out,
+        "cost      {}: {} MiB, about {}.{} s on the wire",
+        signed_thousandths(step.cost),
+        step.memory_mib,
+        step.migration_ms / 1000,
+        step.migration_ms % 1000 / 100
+    );
+    let bar = settings.bar();
+    let _ = match step.why {
+        Why::Balance | Why::Swap => writeln!(
+            out,
+            "bar       at threshold {} the gain must be {} times the cost, and the source must be \
+             at least {} loaded",
+            settings.threshold,
+            bar.times_cost,
+            percent(bar.calm_permille)
+        ),
+        _ => writeln!(out, "bar       none: it is not for the balance"),
+    };
+    if !step.obeys.is_empty() {
+        let _ = writeln!(out, "obeys     {}", step.obeys.join(", "));
+    }
+    let _ = match settings.automation {
+        Automation::Full => writeln!(out, "\nis carried out by itself"),
+        _ => writeln!(
+            out,
+            "\nis recommended only: automation is {}",
+            settings.automation.word()
+        ),
+    };
+    out
+}
+
+fn why(why: &Why) -> String {
+    match why {
+        Why::Balance => "it evens the load".to_owned(),
+        Why::Swap => "it evens the load where no single move could".to_owned(),
+        Why::Rule { rule } => format!("it mends rule {rule}"),
+        Why::Wish => "it grants the wish of a soft rule".to_owned(),
+        Why::Maintenance { host } => format!("it empties {host} for maintenance"),
+    }
+}
+
+/// `godwit drs history`.
+pub fn history(events: &[Event]) -> String {
+    let rows: Vec<_> = events
+        .iter()
+        .map(|event| [time_of_day(event.unix_ms), event.detail.clone()])
+        .collect();
+    table(["TIME (UTC)", "WHAT AND WHY"], &rows)
+}
+
+fn thousandths(milli: u64) -> String {
+    format!("{}.{:03}", milli / 1000, milli % 1000)
+}
+
+fn signed_thousandths(milli: i64) -> String {
+    let sign = if milli < 0 { "-" } else { "" };
+    format!("{sign}{}", thousandths(milli.unsigned_abs()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_even_cluster_has_nothing_to_move() {
+        let text = status(&DrsView::default());
+        assert!(
+            text.starts_with("automation partial   threshold 3"),
+            "{text}"
+        );
+        assert!(text.ends_with("nothing to move\n"), "{text}");
+    }
+
+    #[test]
+    fn losses_have_a_sign() {
+        assert_eq!(signed_thousandths(-20), "-0.020");
+        assert_eq!(signed_thousandths(1500), "1.500");
+    }
+}

@@ -1,0 +1,136 @@
+//! What the API says and is told about balancing, as JSON.
+
+use cluster_core::brain::Brain;
+use cluster_core::drs::{Automation, DrsSettings, Round, UnderWay};
+use serde::{Deserialize, Serialize};
+use shared_storage::clock::boottime_us;
+
+/// `GET /v1/drs`: what the leader has planned and does.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DrsView {
+    /// The settings in force.
+    pub settings: DrsSettings,
+    /// Has demand been observed for long enough to act on it?
+    pub settled: bool,
+    /// What the last round found.
+    pub round: Round,
+    /// What is being carried out.
+    pub under_way: Vec<UnderWay>,
+}
+
+impl DrsView {
+    /// As the brain of the leader has it.
+    pub fn draw(brain: &Brain) -> Option<Self> {
+        let drs = brain.drs()?;
+        let settings = brain.settings().drs;
+        Some(Self {
+            settled: drs.is_settled(boottime_us(), &settings),
+            settings,
+            round: drs.round().clone(),
+            under_way: drs.under_way().to_vec(),
+        })
+    }
+}
+
+/// `POST /v1/drs/settings`: what is to change; the rest stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ChangeDrs {
+    /// How much is done without asking.
+    pub automation: Option<Automation>,
+    /// 1 (conservative) to 5 (eager).
+    pub threshold: Option<u8>,
+    /// A plan is made so often.
+    pub round_ms: Option<u64>,
+    /// Migrations at a time in the whole cluster.
+    pub at_once: Option<u32>,
+    /// Migrations at a time into or out of one host.
+    pub at_once_per_host: Option<u32>,
+    /// How long a jump in demand has to last before it counts.
+    pub hold_ms: Option<u64>,
+    /// Time constant of rising demand.
+    pub rise_ms: Option<u64>,
+    /// Time constant of falling demand.
+    pub fall_ms: Option<u64>,
+}
+
+/// A plan is not made more often than this.
+const ROUND_MS_MIN: u64 = 1000;
+
+impl ChangeDrs {
+    /// Changes the settings, or says what is wrong.
+    pub fn apply(&self, settings: &mut DrsSettings) -> Result<(), String> {
+        if self
+            .threshold
+            .is_some_and(|level| !(1..=5).contains(&level))
+        {
+            return Err("the threshold goes from 1 (conservative) to 5 (eager)".to_owned());
+        }
+        if self.round_ms.is_some_and(|every| every < ROUND_MS_MIN) {
+            return Err(format!("a round takes at least {ROUND_MS_MIN} ms"));
+        }
+        if self.at_once == Some(0) || self.at_once_per_host == Some(0) {
+            return Err(
+                "at least one migration at a time; to stop them: --automation manual".to_owned(),
+            );
+        }
+        set(&mut settings.automation, self.automation);
+        set(&mut settings.threshold, self.threshold);
+        set(&mut settings.round_ms, self.round_ms);
+        set(&mut settings.at_once, self.at_once);
+        set(&mut settings.at_once_per_host, self.at_once_per_host);
+        set(&mut settings.smoothing.hold_ms, self.hold_ms);
+        set(&mut settings.smoothing.rise_ms, self.rise_ms);
+        set(&mut settings.smoothing.fall_ms, self.fall_ms);
+        Ok(())
+    }
+}
+
+fn set<T: Copy>(to: &mut T, wish: Option<T>) {
+    *to = wish.unwrap_or(*to);
+}
+
+/// `POST /v1/guests/{guest}/automation`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ChangeGuestDrs {
+    /// Its own level; `None`: the cluster's.
+    pub automation: Option<Automation>,
+    /// `false`: it is never moved by itself, for whatever reason.
+    pub movable: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_named_changes_and_nonsense_is_refused() {
+        let mut settings = DrsSettings::default();
+        let change = ChangeDrs {
+            threshold: Some(5),
+            hold_ms: Some(1000),
+            ..ChangeDrs::default()
+        };
+        change.apply(&mut settings).unwrap();
+        assert_eq!((settings.threshold, settings.smoothing.hold_ms), (5, 1000));
+        assert_eq!(settings.round_ms, DrsSettings::default().round_ms);
+        for wrong in [
+            ChangeDrs {
+                threshold: Some(6),
+                ..ChangeDrs::default()
+            },
+            ChangeDrs {
+                round_ms: Some(1),
+                ..ChangeDrs::default()
+            },
+            ChangeDrs {
+                at_once: Some(0),
+                ..ChangeDrs::default()
+            },
+        ] {
+            assert!(wrong.apply(&mut settings).is_err(), "{wrong:?}");
+        }
+    }
+}

@@ -3,13 +3,14 @@
 //! Each host appends JSON lines to a file of its own (`hosts/<host>/events.jsonl`), so there
 //! is one writer a file and no lock; readers merge them by time.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use cluster_core::model::HostId;
+use shared_storage::undelegated;
 
 use crate::api::views::Event;
 
@@ -69,7 +70,7 @@ impl History {
 
     fn make_room(&self) -> io::Result<()> {
         let path = self.dir.join(FILE);
-        match File::open(&path).and_then(|file| file.metadata()) {
+        match fs::metadata(&path) {
             Ok(metadata) if metadata.len() >= FILE_BYTES_MAX => {
                 fs::rename(path, self.dir.join(OLDER_FILE))
             }
@@ -97,7 +98,7 @@ pub fn read_all(hosts_dir: &Path, about: Option<&str>, count: usize) -> io::Resu
 fn read_host(host_dir: &Path) -> Vec<Event> {
     [OLDER_FILE, FILE]
         .iter()
-        .filter_map(|name| fs::read_to_string(host_dir.join(name)).ok())
+        .filter_map(|name| undelegated::read_to_string(&host_dir.join(name)).ok())
         .flat_map(|text| {
             let parse = |line: &str| serde_json::from_str(line).ok();
             text.lines().filter_map(parse).collect::<Vec<Event>>()

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::clock::random;
 use crate::error::StoreError;
+use crate::undelegated;
 
 /// Temporary files and directories start with this and may be removed when old.
 pub(crate) const TEMPORARY: &str = ".new-";
@@ -55,7 +56,8 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
 /// Reads a file of at most `limit` bytes.
 pub fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, StoreError> {
     let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(limit + 1).read_to_end(&mut bytes));
+    let read =
+        undelegated::open(path).and_then(|file| file.take(limit + 1).read_to_end(&mut bytes));
     read.map_err(StoreError::io("read", path))?;
     if bytes.len() as u64 > limit {
         let bytes = fs::metadata(path).map_or(limit + 1, |meta| meta.len());

@@ -13,6 +13,7 @@ use rustix::fs::ioctl_ficlone;
 
 use crate::atomic::{names, sync_dir, temporary};
 use crate::error::StoreError;
+use crate::undelegated;
 
 /// What a guest's disks are called.
 const DISK_SUFFIXES: [&str; 2] = [".raw", ".qcow2"];
@@ -168,7 +169,7 @@ fn newest_epoch(dir: &Path, disk: &str) -> Result<u64, StoreError> {
 }
 
 fn clone(from: &Path, to: &Path, clone: CloneInto) -> Result<(), StoreError> {
-    let source = File::open(from).map_err(StoreError::io("open", from))?;
+    let source = undelegated::open(from).map_err(StoreError::io("open", from))?;
     let fresh = temporary(to);
     let cloned = (|| {
         let target = OpenOptions::new()

@@ -16,6 +16,7 @@ pub mod keeper;
 pub mod lease;
 pub mod page;
 pub mod trust;
+pub mod undelegated;
 pub mod watcher;
 
 pub use clock::{DEFAULT_RUN_DIR, LocalHost};

@@ -2,12 +2,13 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, open, openat2};
 
 use super::error::ImageError;
+use crate::undelegated;
 
 /// How to open a file.
 #[derive(Debug, Clone, Copy)]
@@ -41,27 +42,25 @@ pub(super) fn open_file(
     access: Access,
 ) -> Result<File, ImageError> {
     let act = if access.write { "write" } else { "read" };
-    let opened = match root {
-        None => openat2(
-            CWD,
-            path,
-            access.flags(),
-            Mode::empty(),
-            ResolveFlags::empty(),
+    let (from, inside, resolve) = match root {
+        None => (None, path.to_path_buf(), ResolveFlags::empty()),
+        Some(root) => (
+            Some(directory(root)?),
+            relative_to(root, path)?,
+            ResolveFlags::BENEATH,
         ),
-        Some(root) => {
-            let inside = relative_to(root, path)?;
-            let directory = directory(root)?;
-            openat2(
-                &directory,
-                inside,
-                access.flags(),
-                Mode::empty(),
-                ResolveFlags::BENEATH,
-            )
-        }
     };
-    let file = File::from(opened.map_err(|error| {
+    let open_with = |more| {
+        let from = from.as_ref().map_or(CWD, OwnedFd::as_fd);
+        let flags = access.flags() | more;
+        openat2(from, &inside, flags, Mode::empty(), resolve).map(File::from)
+    };
+    let opened = if access.write || access.direct {
+        open_with(OFlags::empty())
+    } else {
+        undelegated::open_by(open_with)
+    };
+    let file = opened.map_err(|error| {
         let error = io::Error::from(error);
         match (error.kind(), root) {
             (io::ErrorKind::CrossesDevices, Some(root)) => ImageError::Escapes {
@@ -76,7 +75,7 @@ pub(super) fn open_file(
             (io::ErrorKind::IsADirectory, _) => ImageError::NotAFile(path.into()),
             _ => ImageError::from_io(act, path, error),
         }
-    })?);
+    })?;
     let kind = file
         .metadata()
         .map_err(|error| ImageError::from_io(act, path, error))?

@@ -54,7 +54,12 @@ pub enum Input {
     Leads(HeldLease),
     /// The operator touched a guest: failed starts are forgiven.
     Forgive(GuestId),
+    /// Somebody wants to know something of the brain, or have it do something.
+    Ask(Question),
 }
+
+/// What is asked of the brain, with the time.
+pub type Question = Box<dyn FnOnce(&mut Brain, u64) + Send>;
 
 /// The loop and all it holds.
 pub struct Driver {
@@ -185,6 +190,7 @@ impl Driver {
             }
             Input::Leads(lease) => self.leadership = Some(lease),
             Input::Forgive(guest) => self.brain.forgive(Some(&guest)),
+            Input::Ask(question) => question(&mut self.brain, now_us),
         }
     }
 

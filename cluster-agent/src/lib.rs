@@ -18,3 +18,4 @@ pub mod network;
 pub mod picture;
 pub mod policy;
 pub mod reader;
+pub mod rules;

@@ -8,12 +8,13 @@ use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use cluster_core::brain::Brain;
 use cluster_core::model::Desired;
 use hyper::{Method, StatusCode};
 use rustls::ClientConfig;
 use serde::{Deserialize, Serialize};
 use shared_storage::{Datastore, StoreError};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::create;
 use super::views::{ClusterView, CreateGuest, Event, StopGuest};
@@ -26,6 +27,7 @@ use crate::http::client::{CallError, Client, Endpoint, Refusal};
 use crate::mail::{Letter, MAIL_PATH};
 use crate::picture::Picture;
 use crate::reader::Nudge;
+use crate::rules;
 
 /// Another member answers within this, or the caller is told.
 const FORWARD_LIMIT: Duration = Duration::from_secs(30);
@@ -84,7 +86,7 @@ impl From<CallError> for Refused {
 }
 
 /// What came of an act, in words.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Said {
     said: String,
 }
@@ -108,6 +110,7 @@ pub fn public(api: Arc<Api>) -> Router {
         .route("/v1/guests/{guest}/stop", post(stop))
         .route("/v1/hosts/{host}", axum::routing::delete(forget_host))
         .merge(drs::routes::public())
+        .merge(rules::routes::public())
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(api)
 }
@@ -118,6 +121,7 @@ pub fn member(api: Arc<Api>) -> Router {
         .route(MAIL_PATH, post(take_mail))
         .route("/member/picture", get(picture))
         .merge(drs::routes::member())
+        .merge(rules::routes::member())
         .with_state(api.clone());
     public(api).merge(mail)
 }
@@ -154,6 +158,34 @@ impl Api {
         };
         view.cluster_id.clone_from(&self.store.cluster().name);
         Ok(view)
+    }
+
+    /// The leader, if that is another host.
+    pub(crate) fn other_leader(&self) -> Option<Client> {
+        let picture = self.picture.borrow();
+        let (_, address) = picture.leader.as_ref().filter(|_| !picture.leads)?;
+        Some(self.member(*address))
+    }
+
+    /// Asks our own brain something that only a leader's knows; refused if it is not one.
+    pub(crate) async fn ask_leading<R: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut Brain, u64) -> R + Send + 'static,
+    ) -> Result<R, Refused> {
+        let (answer, answered) = oneshot::channel();
+        let ask = move |brain: &mut Brain, now_us: u64| {
+            let said = brain.leads().then(|| question(brain, now_us));
+            // Whoever asked may have gone.
+            let _ = answer.send(said);
+        };
+        let _ = self.driver.send(Input::Ask(Box::new(ask))).await;
+        answered.await.ok().flatten().ok_or_else(|| {
+            let why = format!(
+                "{} does not lead the cluster (any more); ask again",
+                self.me
+            );
+            Refused(StatusCode::MISDIRECTED_REQUEST, why)
+        })
     }
 
     pub(crate) fn member(&self, address: std::net::SocketAddr) -> Client {

@@ -7,6 +7,7 @@ use clap_complete::Shell;
 use cluster_core::model::Priority;
 
 use crate::drs::cli::DrsVerb;
+use crate::rules::cli::RulesVerb;
 
 /// Where the agent of this host answers.
 const LOCAL_SOCKET: &str = "/run/godwit/agent.sock";
@@ -69,6 +70,9 @@ pub enum Verb {
     /// See and steer how the cluster balances itself.
     #[command(subcommand)]
     Drs(DrsVerb),
+    /// Say where guests run: together, apart, on which hosts, with what guaranteed.
+    #[command(subcommand)]
+    Rules(RulesVerb),
     /// Print completions for a shell.
     Completions {
         /// The shell.

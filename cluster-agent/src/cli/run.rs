@@ -16,6 +16,7 @@ use crate::api::views::{ClusterView, CreateGuest, DiskFrom, Event, GuestView, St
 use crate::drs;
 use crate::drs::plan::PlanError;
 use crate::http::client::{CallError, Client, Endpoint};
+use crate::rules;
 
 /// Verbs wait for the act itself (a migration, a maintenance), which may take long.
 const CALL_LIMIT: Duration = Duration::from_hours(1);
@@ -104,6 +105,7 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
                 .await
         }
         Verb::Drs(verb) => drs::cli::run(&agent, verb).await,
+        Verb::Rules(verb) => rules::cli::run(&agent, verb).await,
         Verb::Completions { shell } => {
             let mut command = Arguments::command();
             clap_complete::generate(shell, &mut command, "godwit", &mut io::stdout());

@@ -25,15 +25,11 @@ pub fn member() -> Router<Arc<Api>> {
 }
 
 async fn show(State(api): State<Arc<Api>>) -> Result<Json<DrsView>, Refused> {
-    let leader = api.picture.borrow().leader.clone();
-    match leader {
-        Some((_, address)) if !api.picture.borrow().leads => {
-            let leader = api.member(address);
-            Ok(Json(
-                leader.call(Method::GET, "/member/drs", None::<&()>).await?,
-            ))
-        }
-        _ => show_own(State(api)).await,
+    match api.other_leader() {
+        Some(leader) => Ok(Json(
+            leader.call(Method::GET, "/member/drs", None::<&()>).await?,
+        )),
+        None => show_own(State(api)).await,
     }
 }
 

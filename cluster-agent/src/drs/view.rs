@@ -2,6 +2,8 @@
 
 use cluster_core::brain::Brain;
 use cluster_core::drs::{Automation, DrsSettings, Round, UnderWay};
+use cluster_core::model::Cluster;
+use cluster_core::rules::violations;
 use serde::{Deserialize, Serialize};
 use shared_storage::clock::boottime_us;
 
@@ -17,6 +19,21 @@ pub struct DrsView {
     pub round: Round,
     /// What is being carried out.
     pub under_way: Vec<UnderWay>,
+    /// Rules that are broken now.
+    #[serde(default)]
+    pub broken: Vec<BrokenRule>,
+}
+
+/// A rule that is broken now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BrokenRule {
+    /// Its name.
+    pub rule: String,
+    /// By whom and how.
+    pub why: String,
+    /// Does it bind, or is it a wish?
+    pub hard: bool,
 }
 
 impl DrsView {
@@ -29,8 +46,19 @@ impl DrsView {
             settings,
             round: drs.round().clone(),
             under_way: drs.under_way().to_vec(),
+            broken: brain.cluster().map(broken).unwrap_or_default(),
         })
     }
+}
+
+fn broken(cluster: &Cluster) -> Vec<BrokenRule> {
+    let all = violations(cluster).into_iter();
+    all.map(|(_, broken)| BrokenRule {
+        rule: broken.rule,
+        why: broken.why,
+        hard: broken.hard,
+    })
+    .collect()
 }
 
 /// `POST /v1/drs/settings`: what is to change; the rest stays.

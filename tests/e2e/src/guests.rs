@@ -2,121 +2,182 @@
 
 use lab::host::DATASTORE;
 use lab::scenario::Outcome;
-use lab::{Host, Lab, PATIENCE, eventually, eventually_within};
+use lab::{Host, Lab, eventually};
 
-/// Where guests of these scenarios answer.
-const ADDRESS: &str = "10.0.0.100";
-/// What saves seconds of boot under emulation; see `image.toml` of the images.
-const CMDLINE: &str = "console=ttyS0 quiet mitigations=off nokaslr tsc=reliable no_timer_check \
-    random.trust_cpu=on cryptomgr.notests selinux=0 apparmor=0 audit=0 rcupdate.rcu_expedited=1 net.ifnames=0";
+use crate::guest::{Guest, Wish};
 
-/// A guest that one `vmm run` runs; killed when dropped.
-struct Guest<'lab> {
-    host: &'lab Host,
-    name: &'static str,
-}
+/// Exit code of a VMM whose guest panicked.
+const PANICKED: i32 = 10;
+/// Where scenarios keep the disks that they make.
+const DISKS: &str = "/srv/vmstore/disks-of-guests";
+/// What a data disk holds, and what fio writes of it.
+const DATA_DISK_MIB: u64 = 64;
+const VERIFIED_MIB: u64 = 4;
 
-impl<'lab> Guest<'lab> {
-    /// Starts a guest of the catalogue on `host` at [`ADDRESS`].
-    fn start(host: &'lab Host, image: &str, more: &str, cmdline: &str) -> lab::Result<Self> {
-        let name = "web1";
-        host.run("tunctl -t tap0 >/dev/null && brctl addif br0 tap0 && ip link set tap0 up")?;
-        let guest = Self { host, name };
-        let files = format!("{DATASTORE}/images/{image}");
-        host.spawn(
-            name,
-            &format!(
-                "vmm run --name {name} --kernel {files}/vmlinux --initramfs {files}/initramfs.cpio --memory 256 \
-                 --cmdline '{CMDLINE} ip={ADDRESS}:::255.255.255.0:{name}:eth0:off {cmdline}' {more} \
-                 --net tap=tap0,mac=52:54:00:00:00:01 --console file=/var/log/{name}.console.log \
-                 --api-socket /run/{name}.sock; echo \"ended with $?\""
-            ),
-        )?;
-        Ok(guest)
+/// Disks on the datastore; gone with this value.
+struct Disks<'lab>(&'lab Host);
+
+impl<'lab> Disks<'lab> {
+    fn new(host: &'lab Host) -> lab::Result<Self> {
+        host.run(&format!("mkdir {DISKS}"))?;
+        Ok(Self(host))
     }
 
-    /// What its HTTP responder says, asked from `from`.
-    fn page(from: &Host) -> Option<String> {
-        from.http(&format!("http://{ADDRESS}/")).ok()
-    }
-
-    /// Waits until it answers `from`, or its VMM has ended.
-    fn answers(&self, from: &Host) -> lab::Result<String> {
-        // A kernel that boots two emulations deep, on a machine that builds meanwhile.
-        eventually_within(3 * PATIENCE, "the guest answering", || {
-            if let Some(code) = self.ended() {
-                let log = self.host.run(&format!(
-                    "tail -n 20 /var/log/{0}.log /var/log/{0}.console.log",
-                    self.name
-                ));
-                return Some(Err(format!(
-                    "vmm ended with {code}: {}",
-                    log.unwrap_or_default()
-                )
-                .into()));
-            }
-            Self::page(from).map(Ok)
-        })?
-    }
-
-    /// The exit code of its VMM, once it has ended.
-    fn ended(&self) -> Option<String> {
-        let line = format!("sed -n 's/^ended with //p' /var/log/{}.log", self.name);
-        self.host.run(&line).ok().filter(|code| !code.is_empty())
+    /// A copy of a disk of the catalogue; its path.
+    fn of_debian(&self, format: &str) -> lab::Result<String> {
+        let (from, to) = (
+            format!("{DATASTORE}/images/debian/root.{format}"),
+            format!("{DISKS}/root.{format}"),
+        );
+        self.0.run(&format!("cp --reflink=always {from} {to}"))?;
+        Ok(to)
     }
 }
 
-impl Drop for Guest<'_> {
+impl Drop for Disks<'_> {
     fn drop(&mut self) {
-        // A host that lost its power has nothing left to clean up.
-        let _ = self.host.run(&format!(
-            "killall -q -9 vmm; tunctl -d tap0 >/dev/null; mv /var/log/{0}.log /var/log/{0}.old; true",
-            self.name
-        ));
+        let _ = self.0.run(&format!("rm -rf {DISKS}"));
     }
 }
 
-/// From an initramfs, through a tap and the bridge, to an answer on another host; the power
-/// button ends it.
-pub fn a_busybox_guest_boots_answers_and_powers_off(lab: &Lab) -> Outcome {
+/// From an initramfs, through a tap and the bridge, to an answer on another host; a reboot is
+/// a fresh machine in the same process, and the power button ends it.
+pub fn a_busybox_guest_answers_reboots_in_place_and_powers_off(lab: &Lab) -> Outcome {
     let [a, b, ..] = lab.hosts() else {
         return Err("two hosts are needed".into());
     };
-    let guest = Guest::start(a, "busybox", "", "")?;
+    let guest = Guest::start(a, Wish::default())?;
     let page = guest.answers(b)?;
-    assert!(page.contains("host=web1"), "{page}");
-    a.run("vmm ctl --api-socket /run/web1.sock power-button")?;
-    let code = eventually("the guest powering off", || guest.ended())?;
-    assert_eq!(code, "0", "of vmm after the power button");
+    assert_eq!(page.host, "web1");
+    let process = guest.fact("pid")?;
+    guest.log_in()?;
+    guest.send("reboot")?;
+    let again = eventually("the guest answering after its reboot", || {
+        guest.page(b).filter(|again| again.boot != page.boot)
+    })?;
+    assert_eq!(again.host, "web1");
+    assert_eq!((guest.fact("reboots")?, guest.fact("pid")?), (1, process));
+    guest.control("power-button")?;
+    assert_eq!(guest.ends()?, 0, "of vmm after the power button");
     Ok(())
 }
 
-/// The stock Debian guest, its disk on the datastore.
-pub fn a_debian_guest_boots_from_its_disk(lab: &Lab) -> Outcome {
+/// Debian as it is packaged (the bzImage, one processor) on a raw disk on NFS: its VMM is killed
+/// as it writes, the disk is clean, and the guest goes on from it. Beside it another guest
+/// panics, which is told and harms nobody.
+pub fn a_debian_guest_outlives_its_vmm_on_a_raw_disk(lab: &Lab) -> Outcome {
     let [a, b, ..] = lab.hosts() else {
         return Err("two hosts are needed".into());
     };
-    let disk = format!("{DATASTORE}/debian.qcow2");
+    let disks = Disks::new(a)?;
+    let disk = disks.of_debian("raw")?;
+    let wish = Wish {
+        image: "debian",
+        kernel: "vmlinuz",
+        memory_mib: 256,
+        disks: vec![format!("path={disk},format=raw")],
+        ..Wish::default()
+    };
+    let guest = Guest::start(a, wish.clone())?;
+    let first = guest.answers(b)?;
+    assert_eq!(first.host, "web1");
+
+    let beside = Guest::start(
+        a,
+        Wish {
+            name: "web2",
+            number: 101,
+            ..Wish::default()
+        },
+    )?;
+    assert_eq!(beside.answers(b)?.host, "web2");
+    beside.log_in()?;
+    beside.send("echo c > /proc/sysrq-trigger")?;
+    assert_eq!(beside.ends()?, PANICKED, "of vmm after a kernel panic");
+    drop(beside);
+
+    let last = eventually("the counter on the guest's disk going on", || {
+        guest.page(b).filter(|page| page.counter > first.counter)
+    })?;
+    guest.kill()?;
+    drop(guest);
+    // The journal is replayed on a copy, so that the guest itself meets the disk as it was left.
     a.run(&format!(
-        "cp --reflink=always {DATASTORE}/images/debian/root.qcow2 {disk}"
+        "cp --reflink=always {disk} {disk}.copy && e2fsck -p {disk}.copy && e2fsck -fn {disk}.copy"
     ))?;
+    let guest = Guest::start(a, wish)?;
+    let again = guest.answers(b)?;
+    assert_ne!(again.boot, last.boot);
+    assert!(again.counter >= last.counter, "{again:?} after {last:?}");
+    guest.log_in()?;
+    assert!(guest.run("guest-service check")?.contains("all right"));
+    guest.send("poweroff")?;
+    assert_eq!(guest.ends()?, 0, "of vmm after poweroff");
+    a.run(&format!("e2fsck -fn {disk}"))?;
+    Ok(())
+}
+
+/// Debian with two processors on a qcow2 disk; on two more disks, raw and qcow2, fio finds all
+/// it wrote, and what is discarded is given back to the storage.
+pub fn a_debian_guest_finds_what_fio_wrote(lab: &Lab) -> Outcome {
+    let [a, b, ..] = lab.hosts() else {
+        return Err("two hosts are needed".into());
+    };
+    let disks = Disks::new(a)?;
+    let root = disks.of_debian("qcow2")?;
+    a.run(&format!("truncate -s {DATA_DISK_MIB}M {DISKS}/data.raw"))?;
+    a.push(
+        &format!("{DISKS}/data.qcow2"),
+        &empty_qcow2(DATA_DISK_MIB << 20)?,
+    )?;
     let guest = Guest::start(
         a,
-        "debian",
-        &format!("--disk path={disk},format=qcow2"),
-        "root=/dev/vda",
+        Wish {
+            image: "debian",
+            cpus: 2,
+            memory_mib: 256,
+            disks: vec![
+                format!("path={root},format=qcow2"),
+                format!("path={DISKS}/data.raw,format=raw"),
+                format!("path={DISKS}/data.qcow2,format=qcow2"),
+            ],
+            ..Wish::default()
+        },
     )?;
-    let counter = |page: &str| {
-        page.lines()
-            .find_map(|line| line.strip_prefix("counter=")?.trim().parse::<u64>().ok())
-    };
-    let first = guest.answers(b)?;
-    assert!(first.contains("host=web1"), "{first}");
-    eventually("the counter on the guest's disk going on", || {
-        (counter(&Guest::page(b)?)? > counter(&first).unwrap_or(0)).then_some(())
-    })?;
-    a.run("vmm ctl --api-socket /run/web1.sock power-button")?;
-    eventually("the guest powering off", || guest.ended())?;
-    a.run(&format!("rm {disk}"))?;
+    assert_eq!(guest.answers(b)?.host, "web1");
+    guest.log_in()?;
+    assert_eq!(guest.run("nproc")?, "2");
+    for disk in ["vdb", "vdc"] {
+        guest.run(&format!(
+            "fio --name=verify --filename=/dev/{disk} --size={VERIFIED_MIB}M --rw=randwrite \
+             --bssplit=4k/50:16k/30:64k/20 --ioengine=libaio --iodepth=16 --direct=1 --fsync=64 \
+             --verify=crc32c --verify_fatal=1 --do_verify=1 --minimal >/dev/null"
+        ))?;
+        let cache = guest.run(&format!("cat /sys/block/{disk}/queue/write_cache"))?;
+        assert_eq!(cache, "write back", "so that Linux flushes {disk}");
+        guest.run(&format!("blkdiscard /dev/{disk}"))?;
+        guest.run(&format!(
+            "cmp -n {} /dev/{disk} /dev/zero",
+            VERIFIED_MIB << 20
+        ))?;
+    }
+    let kib: u64 = a.run(&format!("du -k {DISKS}/data.raw | cut -f1"))?.parse()?;
+    assert!(kib < VERIFIED_MIB << 10, "{kib} KiB after the discard");
+    guest.control("power-button")?;
+    assert_eq!(guest.ends()?, 0, "of vmm after the power button");
     Ok(())
+}
+
+/// An image in qcow2 with nothing in it.
+fn empty_qcow2(bytes: u64) -> lab::Result<Vec<u8>> {
+    let image = tempfile::NamedTempFile::new().map_err(|error| error.to_string())?;
+    let made = std::process::Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2"])
+        .arg(image.path())
+        .arg(bytes.to_string())
+        .status();
+    if !made.is_ok_and(|status| status.success()) {
+        return Err("qemu-img could not make an image; apt-get install qemu-utils".into());
+    }
+    Ok(std::fs::read(image.path()).map_err(|error| error.to_string())?)
 }

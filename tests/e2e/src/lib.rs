@@ -6,6 +6,7 @@
 
 pub mod cluster;
 mod ground;
+mod guest;
 mod guests;
 mod leases;
 
@@ -27,8 +28,9 @@ pub const ALL: &[Scenario] = scenarios![
     ground::a_power_cut_leaves_an_empty_host,
     ground::a_dead_hosts_lock_becomes_free,
     ground::the_datastore_survives_a_power_cut_of_the_storage,
-    guests::a_busybox_guest_boots_answers_and_powers_off,
-    guests::a_debian_guest_boots_from_its_disk,
+    guests::a_busybox_guest_answers_reboots_in_place_and_powers_off,
+    guests::a_debian_guest_outlives_its_vmm_on_a_raw_disk,
+    guests::a_debian_guest_finds_what_fio_wrote,
     cluster::hosts_form_a_cluster,
     cluster::the_lead_moves_when_the_leader_dies,
     cluster::a_cut_off_host_is_isolated_and_not_dead,

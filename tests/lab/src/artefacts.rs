@@ -21,6 +21,16 @@ const PACKAGES: [&str; 3] = ["vmm", "cluster-agent", "shared-storage"];
 /// Those programs.
 const PROGRAM_NAMES: [&str; 4] = ["vmm", "cluster-agent", "godwit", "godwit-store"];
 
+/// What the catalogue holds of each guest, where it has it.
+const CATALOGUE_FILES: [&str; 6] = [
+    "image.toml",
+    "vmlinux",
+    "vmlinuz",
+    "initramfs.cpio",
+    "root.qcow2",
+    "root.raw",
+];
+
 /// The appliance's two files.
 #[derive(Clone, Debug)]
 pub struct Appliance {
@@ -185,7 +195,7 @@ pub fn catalogue(names: &[&str]) -> Result<PathBuf> {
             run_tool(Command::new(workspace().join("guest-images/linux/build")).arg(name))?;
         }
         fs::create_dir_all(&to).during("create", &to)?;
-        for file in ["image.toml", "vmlinux", "initramfs.cpio", "root.qcow2"] {
+        for file in CATALOGUE_FILES {
             if from.join(file).exists() {
                 fs::hard_link(from.join(file), to.join(file)).during("link", to.join(file))?;
             }

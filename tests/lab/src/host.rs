@@ -544,14 +544,10 @@ fn collect(running: &Running, deadline: Instant) -> Option<Output> {
             Event::Output(bytes) => output.stdout.extend(bytes),
             Event::Error(bytes) => output.stderr.extend(bytes),
             Event::Ended(ended) => {
-                output.code = match ended {
-                    Ended::Code(code) => code,
-                    Ended::Signal(signal) => 128 + signal,
-                    Ended::NotStarted(why) => {
-                        output.stderr.extend(why.bytes());
-                        127
-                    }
-                };
+                output.code = ended.code();
+                if let Ended::NotStarted(why) = ended {
+                    output.stderr.extend(why.bytes());
+                }
                 return Some(output);
             }
         }

@@ -33,3 +33,14 @@ pub enum Ended {
     /// It never ran; why.
     NotStarted(String),
 }
+
+impl Ended {
+    /// As the shell tells it: the exit code, 128 and the signal's number, 127 for what never ran.
+    pub fn code(&self) -> i32 {
+        match self {
+            Self::Code(code) => *code,
+            Self::Signal(signal) => 128 + signal,
+            Self::NotStarted(_) => 127,
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! The `vmm` command as people meet it: what it refuses and how, and how guests end.
 
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -63,16 +64,59 @@ fn what_cannot_be_is_refused_in_one_line_and_changes_nothing() {
     std::fs::write(path("kernel"), kernel(&[0xf4])).unwrap();
     std::fs::write(path("text"), "no kernel at all").unwrap();
     std::fs::write(path("short.qcow2"), "QFI\u{fb}").unwrap();
+    std::fs::write(path("cut"), &kernel(&[0xf4; 64])[..300]).unwrap();
+    std::fs::write(path("large"), large_kernel()).unwrap();
+    std::fs::write(path("empty"), "").unwrap();
+    std::fs::write(path("disk"), [0; 4096]).unwrap();
+    let held = std::fs::File::open(path("disk")).unwrap();
+    lock(&held);
     std::fs::write(
         path("unknown.toml"),
         "name = 'a'\nkernel = 'kernel'\ncolour = 1\n",
     )
     .unwrap();
-    let needs_kvm: [(&[&str], &str); 7] = [
+    let needs_kvm: [(&[&str], &str); 14] = [
         (&["run", "--kernel", "absent"], "absent"),
         (
             &["run", "--kernel", "text"],
             "a bzImage (vmlinuz) or an ELF image",
+        ),
+        (
+            &["run", "--kernel", "cut"],
+            "cut is not a kernel that can be booted: it is truncated",
+        ),
+        (&["run", "--kernel", "."], "name a file"),
+        (
+            &["run", "--kernel", "large", "--memory", "16"],
+            "give the guest more",
+        ),
+        (
+            &["run", "--kernel", "kernel", "--disk", "path=empty"],
+            "empty is truncated",
+        ),
+        (
+            &["run", "--kernel", "kernel", "--disk", "path=disk"],
+            "disk is in use by another",
+        ),
+        (
+            &[
+                "run",
+                "--kernel",
+                "kernel",
+                "--disk",
+                "path=disk,format=qcow2",
+            ],
+            "not a qcow2 image",
+        ),
+        (
+            &[
+                "run",
+                "--kernel",
+                "kernel",
+                "--net",
+                "tap=lo,mac=52:54:00:00:00:01",
+            ],
+            "lo is not a tap",
         ),
         (
             &["run", "--kernel", "kernel", "--initramfs", "absent"],
@@ -107,11 +151,25 @@ fn what_cannot_be_is_refused_in_one_line_and_changes_nothing() {
             "MiB",
         ),
     ];
-    let anywhere: [(&[&str], &str); 6] = [
+    let anywhere: [(&[&str], &str); 8] = [
         (&["run"], "give a spec file, or at least --kernel"),
         (&["run", "absent.toml"], "absent.toml: No such file"),
         (&["run", "unknown.toml"], "line 3: unknown field `colour`"),
         (&["run", "--kernel", "kernel", "--cpus", "65"], "1 to 64"),
+        (
+            &[
+                "run",
+                "--kernel",
+                "kernel",
+                "--disk=path=a",
+                "--disk=path=a",
+            ],
+            "a is there twice",
+        ),
+        (
+            &["run", "--kernel", "kernel", "--api-socket", "/absent/x"],
+            "choose another path",
+        ),
         (
             &["run", "--kernel", "kernel", "--console", "file=/absent/x"],
             "choose a path",
@@ -133,7 +191,36 @@ fn what_cannot_be_is_refused_in_one_line_and_changes_nothing() {
         assert!(said.contains(part), "{arguments:?}: {said}");
         assert_eq!(said.lines().count(), 1, "{arguments:?}: {said}");
     }
+    // Nor is anything left where the guest's doors would have been.
+    let doors = ["--console", "file=log", "--api-socket", "api"];
+    let output = vmm(
+        dir.path(),
+        &[&["run", "--kernel", "absent"][..], &doors].concat(),
+    );
+    assert_eq!(output.status.code(), Some(1));
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), before);
+}
+
+/// A kernel that says it fills 32 MiB.
+fn large_kernel() -> Vec<u8> {
+    let mut image = kernel(&[0xf4]);
+    let memory_bytes_at = 64 + 40;
+    image[memory_bytes_at..memory_bytes_at + 8].copy_from_slice(&(32u64 << 20).to_le_bytes());
+    image
+}
+
+/// As the VMM of another guest holds an image: by a lock of the open file.
+fn lock(file: &std::fs::File) {
+    let whole = libc::flock {
+        l_type: libc::F_RDLCK as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    // SAFETY: the kernel reads the structure, which outlives the call.
+    let taken = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const whole) };
+    assert_eq!(taken, 0);
 }
 
 #[test]
@@ -145,7 +232,9 @@ fn settings_that_contradict_each_other_are_refused() {
         ["run", "--kernel", "kernel", "--disk=path=a,path=b"],
     ] {
         let output = vmm(dir.path(), &arguments);
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
+        assert_eq!(said.lines().count(), 1, "{arguments:?}: {said}");
     }
 }
 

@@ -1,12 +1,13 @@
 //! Puts a kernel and what it needs to know into guest memory, as a boot loader would.
 
+mod kernel;
 mod linux;
 mod pvh;
 pub mod registers;
 mod reset_vector;
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use linux_loader::loader::elf::PvhBootCapability;
@@ -15,16 +16,17 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_core::spec::Spec;
 
 use crate::layout::{ACPI_TABLES, CMDLINE, HIGH_RAM, KERNEL, LOW_RAM_END, RAM_GAP_START};
+use crate::error::with_remedy;
 use crate::memory::{GuestMemory, regions};
+use kernel::{Kernel, Kind};
 
-const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
 const PAGE_BYTES: u64 = 4096;
 
 /// Why the guest cannot be booted.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
     /// A file cannot be read.
-    #[error("cannot read the {what} {}: {source}", path.display())]
+    #[error("cannot read the {what} {}: {}", path.display(), with_remedy(source))]
     Read {
         /// kernel or initramfs.
         what: &'static str,
@@ -44,6 +46,17 @@ pub enum BootError {
         path: PathBuf,
         /// What is wrong with it.
         why: String,
+    },
+    /// The kernel is too large for the guest's memory.
+    #[error(
+        "the kernel {} needs memory up to {needed_mib} MiB to start; give the guest more",
+        path.display()
+    )]
+    KernelTooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Where what it takes ends.
+        needed_mib: u64,
     },
     /// The initramfs is too large for the guest's memory.
     #[error(
@@ -95,32 +108,21 @@ struct MapEntry {
 /// Load the kernel and its initramfs and write the boot information. `rsdp` is the address
 /// of the ACPI root pointer.
 pub fn load(spec: &Spec, memory: &GuestMemory, rsdp: u64) -> Result<Entry, BootError> {
-    let path = Path::new(&spec.kernel);
-    let mut file = open("kernel", path)?;
-    let mut magic = [0; 4];
-    let read = file
-        .read(&mut magic)
-        .and_then(|_| file.seek(SeekFrom::Start(0)));
-    read.map_err(read_error("kernel", path))?;
-    let is_elf = magic == ELF_MAGIC;
-    let loaded = load_kernel(&mut file, is_elf, memory).map_err(|why| BootError::NotAKernel {
-        path: path.to_owned(),
-        why,
-    })?;
+    let (kernel, loaded) = load_kernel(Path::new(&spec.kernel), memory)?;
     let initramfs = match &spec.initramfs {
-        Some(initramfs) => load_initramfs(Path::new(initramfs), &loaded, memory)?,
+        Some(initramfs) => load_initramfs(Path::new(initramfs), &kernel, &loaded, memory)?,
         None => Initramfs::default(),
     };
     write_cmdline(&spec.cmdline, memory)?;
     reset_vector::write_reset_vector(memory)?;
     let map = memory_map(spec.memory_mib);
-    let entry = match loaded.pvh_boot_cap {
-        PvhBootCapability::PvhEntryPresent(rip) if is_elf => {
+    let entry = match (kernel.kind, loaded.pvh_boot_cap) {
+        (Kind::Elf, PvhBootCapability::PvhEntryPresent(rip)) => {
             pvh::write_start_info(memory, &map, initramfs, rsdp)?;
             return Ok(Entry::Pvh { rip: rip.0 });
         }
-        _ if is_elf => loaded.kernel_load.0,
-        _ => loaded.kernel_load.0 + linux::BZIMAGE_ENTRY_64,
+        (Kind::Elf, _) => loaded.kernel_load.0,
+        (Kind::BzImage, _) => loaded.kernel_load.0 + linux::BZIMAGE_ENTRY_64,
     };
     linux::write_boot_params(memory, &map, &loaded, initramfs, spec.cmdline.len(), rsdp)?;
     Ok(Entry::Long { rip: entry })
@@ -144,23 +146,45 @@ fn open(what: &'static str, path: &Path) -> Result<File, BootError> {
 }
 
 fn load_kernel(
-    file: &mut File,
-    is_elf: bool,
+    path: &Path,
     memory: &GuestMemory,
-) -> Result<KernelLoaderResult, String> {
-    let high = Some(GuestAddress(HIGH_RAM));
-    let loaded = if is_elf {
-        Elf::load(memory, None, file, high)
-    } else {
-        BzImage::load(memory, Some(GuestAddress(KERNEL)), file, high)
+) -> Result<(Kernel, KernelLoaderResult), BootError> {
+    let not_a_kernel = |why| BootError::NotAKernel {
+        path: path.to_owned(),
+        why,
     };
-    loaded.map_err(|error| error.to_string())
+    let mut file = open("kernel", path)?;
+    let kernel = kernel::examine(&file)
+        .map_err(read_error("kernel", path))?
+        .map_err(|flaw| not_a_kernel(flaw.to_string()))?;
+    if kernel.memory_end > low_memory_end(memory) {
+        return Err(BootError::KernelTooLarge {
+            path: path.to_owned(),
+            needed_mib: kernel.memory_end.div_ceil(1 << 20),
+        });
+    }
+    let high = Some(GuestAddress(HIGH_RAM));
+    let loaded = match kernel.kind {
+        Kind::Elf => Elf::load(memory, None, &mut file, high),
+        Kind::BzImage => BzImage::load(memory, Some(GuestAddress(KERNEL)), &mut file, high),
+    };
+    // The loader names itself at each level.
+    let innermost = |error: &str| error.rsplit("Kernel Loader: ").next().map(str::to_owned);
+    let loaded = loaded
+        .map_err(|error| not_a_kernel(innermost(&error.to_string()).unwrap_or_default()))?;
+    Ok((kernel, loaded))
+}
+
+fn low_memory_end(memory: &GuestMemory) -> u64 {
+    let low = memory.iter().map(GuestMemoryRegion::len).next();
+    low.unwrap_or(0).min(RAM_GAP_START)
 }
 
 /// As high as the kernel can reach, so that nothing it unpacks runs into it.
 fn load_initramfs(
     path: &Path,
-    kernel: &KernelLoaderResult,
+    kernel: &Kernel,
+    loaded: &KernelLoaderResult,
     memory: &GuestMemory,
 ) -> Result<Initramfs, BootError> {
     let mut file = open("initramfs", path)?;
@@ -168,20 +192,15 @@ fn load_initramfs(
         .metadata()
         .map_err(read_error("initramfs", path))?
         .len();
-    let low_end = memory
-        .iter()
-        .map(GuestMemoryRegion::len)
-        .next()
-        .unwrap_or(0)
-        .min(RAM_GAP_START);
-    let reach = kernel
+    let reach = loaded
         .setup_header
         .map_or(u64::MAX, |header| u64::from(header.initrd_addr_max) + 1);
-    let address = low_end
+    let address = low_memory_end(memory)
         .min(reach)
         .checked_sub(bytes)
         .map(|at| at & !(PAGE_BYTES - 1));
-    let Some(address) = address.filter(|at| *at >= kernel.kernel_end) else {
+    let floor = loaded.kernel_end.max(kernel.memory_end);
+    let Some(address) = address.filter(|at| *at >= floor) else {
         return Err(BootError::InitramfsTooLarge {
             path: path.to_owned(),
             bytes,

@@ -11,6 +11,7 @@ mod run;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use vmm_core::lifecycle::Ending;
 
@@ -34,6 +35,9 @@ Exit codes of `vmm run`:
   12  the right to run the guest went to another host
   13  the guest moved to another host";
 
+/// Exit code for what clap refuses.
+const WRONG_COMMAND_LINE: u8 = 2;
+
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Run a guest, from a spec or from flags.
@@ -54,7 +58,10 @@ enum Verb {
 
 /// The whole program.
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return refuse(&error),
+    };
     start_log();
     let ending = match arguments.verb {
         Verb::Run(arguments) => run::main(*arguments),
@@ -78,6 +85,27 @@ pub fn main() -> ExitCode {
             ExitCode::from(Ending::Failed.code())
         }
     }
+}
+
+/// A wrong command line, on one line; clap's own answer to a question for help.
+fn refuse(error: &clap::Error) -> ExitCode {
+    let is_question = !error.use_stderr()
+        || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    if is_question {
+        error.exit();
+    }
+    let text = error.render().to_string();
+    // What follows the first paragraph is the usage and advice that fits everything.
+    let words = text
+        .lines()
+        .take_while(|line| !line.is_empty())
+        .flat_map(str::split_whitespace);
+    let line = words.collect::<Vec<_>>().join(" ");
+    say(&format!(
+        "{}; see `vmm help`",
+        line.trim_start_matches("error: ")
+    ));
+    ExitCode::from(WRONG_COMMAND_LINE)
 }
 
 /// Warnings go to the standard error; `VMM_LOG=debug` shows more.

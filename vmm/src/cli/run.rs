@@ -15,7 +15,7 @@ use super::options;
 use crate::api::Door;
 use crate::console::{Console, ConsoleMode};
 use crate::drive::drive;
-use crate::error::one_line;
+use crate::error::{one_line, with_remedy};
 use crate::guest::{Guest, Parts};
 use crate::lease::{Lease, LeaseFlags};
 use crate::machine::{Backends, DiskAccess};
@@ -189,7 +189,7 @@ impl SpecFlags {
 pub fn read_spec(path: &Path) -> Result<Spec, String> {
     let shown = path.display();
     let text = fs::read_to_string(path)
-        .map_err(|error| format!("cannot read the spec {shown}: {error}"))?;
+        .map_err(|error| format!("cannot read the spec {shown}: {}", with_remedy(&error)))?;
     let mut spec: Spec = toml::from_str(&text).map_err(|error| spec_error(path, &text, &error))?;
     spec.validate()
         .map_err(|error| format!("the spec {shown} cannot be used: {error}"))?;

@@ -7,7 +7,7 @@ mod front;
 mod sink;
 mod tty;
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -88,14 +88,38 @@ pub struct Console {
     plug: Plug,
     /// Wakes the thread that reads input: a port was plugged in, or has room again.
     wake: EventFd,
-    socket: Option<PathBuf>,
+    made: Made,
+}
+
+/// What making a console left in the file system.
+enum Made {
+    Nothing,
+    Socket(PathBuf),
+    /// A file that was not there before.
+    File(PathBuf),
+}
+
+impl Made {
+    /// Take it away again; a file only if nothing was written to it.
+    fn undo(&self) {
+        let gone = match self {
+            Self::Nothing => Ok(()),
+            Self::Socket(path) => std::fs::remove_file(path),
+            Self::File(path) => match std::fs::metadata(path) {
+                Ok(file) if file.len() == 0 => std::fs::remove_file(path),
+                _ => Ok(()),
+            },
+        };
+        // Somebody else may have removed it.
+        drop(gone);
+    }
 }
 
 impl Console {
     /// Set the console up; signals that end the process go to `notices` from now on. Call it
     /// before any other thread exists, so that all inherit the signal mask.
     pub fn new(mode: &ConsoleMode, notices: Sender<Notice>) -> Result<Self, ConsoleError> {
-        let (sink, input, socket) = open(mode)?;
+        let (sink, input, made) = open(mode)?;
         let plug = Plug::default();
         let wake = EventFd::new(EFD_NONBLOCK)?;
         Front::spawn(input, plug.clone(), wake.try_clone()?, notices)?;
@@ -103,7 +127,7 @@ impl Console {
             sink,
             plug,
             wake,
-            socket,
+            made,
         })
     }
 
@@ -127,13 +151,11 @@ impl Console {
 impl Drop for Console {
     fn drop(&mut self) {
         restore_terminal();
-        if let Some(socket) = &self.socket {
-            let _ = std::fs::remove_file(socket);
-        }
+        self.made.undo();
     }
 }
 
-type Opened = (Arc<Mutex<dyn Write + Send>>, Input, Option<PathBuf>);
+type Opened = (Arc<Mutex<dyn Write + Send>>, Input, Made);
 
 fn open(mode: &ConsoleMode) -> Result<Opened, ConsoleError> {
     match mode {
@@ -146,7 +168,8 @@ fn open(mode: &ConsoleMode) -> Result<Opened, ConsoleError> {
             let fd = rustix::io::dup(&stdin).map_err(io::Error::from)?;
             let out = rustix::io::dup(io::stdout()).map_err(io::Error::from)?;
             let input = Input::Stream { fd, is_terminal };
-            Ok((Arc::new(Mutex::new(FileSink(out.into()))), input, None))
+            let sink = FileSink(out.into());
+            Ok((Arc::new(Mutex::new(sink)), input, Made::Nothing))
         }
         ConsoleMode::Socket(path) => {
             let listener = listen(path).map_err(|source| ConsoleError::Listen {
@@ -159,17 +182,32 @@ fn open(mode: &ConsoleMode) -> Result<Opened, ConsoleError> {
                 sink: sink.clone(),
                 client: None,
             };
-            Ok((sink, input, Some(path.clone())))
+            Ok((sink, input, Made::Socket(path.clone())))
         }
         ConsoleMode::File(path) => {
-            let file = OpenOptions::new().create(true).append(true).open(path);
-            let file = file.map_err(|source| ConsoleError::File {
+            let (file, made) = open_file(path).map_err(|source| ConsoleError::File {
                 path: path.clone(),
                 source,
             })?;
-            Ok((Arc::new(Mutex::new(FileSink(file))), Input::None, None))
+            Ok((Arc::new(Mutex::new(FileSink(file))), Input::None, made))
         }
-        ConsoleMode::Off => Ok((Arc::new(Mutex::new(io::sink())), Input::None, None)),
+        ConsoleMode::Off => Ok((
+            Arc::new(Mutex::new(io::sink())),
+            Input::None,
+            Made::Nothing,
+        )),
+    }
+}
+
+fn open_file(path: &Path) -> io::Result<(File, Made)> {
+    let mut options = OpenOptions::new();
+    options.append(true);
+    match options.clone().create_new(true).open(path) {
+        Ok(file) => Ok((file, Made::File(path.to_owned()))),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            Ok((options.open(path)?, Made::Nothing))
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -19,7 +19,7 @@ const MAX_IOVECS: usize = 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
     /// The name is not one an interface can have.
-    #[error("{0:?} is not the name of a network interface")]
+    #[error("{0:?} is not the name of a network interface; one has 1 to 15 characters")]
     BadName(String),
     /// No such interface.
     #[error(
@@ -27,7 +27,7 @@ pub enum TapError {
     )]
     Absent(String),
     /// Somebody else has it open.
-    #[error("tap {0} is in use by another process")]
+    #[error("tap {0} is in use by another process; stop that, or name another tap")]
     Busy(String),
     /// It belongs to another user.
     #[error("no permission to use tap {0}; recreate it with `user $USER`, or hand it in as fd=N")]
@@ -36,7 +36,10 @@ pub enum TapError {
     #[error("cannot open {TUN}; load the `tun` module and give this user access")]
     NoTun(#[source] io::Error),
     /// An interface of another kind.
-    #[error("{0} is not a tap interface with a virtio header (IFF_TAP, IFF_NO_PI, IFF_VNET_HDR)")]
+    #[error(
+        "{0} is not a tap with a virtio header (IFF_TAP, IFF_NO_PI, IFF_VNET_HDR); make one with \
+         `ip tuntap add dev NAME mode tap user $USER vnet_hdr`"
+    )]
     WrongKind(String),
     /// Anything else.
     #[error("cannot {act} tap {name}")]

@@ -50,6 +50,7 @@ pub fn drive(guest: &Guest, notices: &Receiver<Notice>) -> Ending {
         }
     };
     guest.end();
+    guest.backends().console.close();
     // A guest that moved or lost its lease has no right to its disks; their gate is shut.
     if !matches!(ending, Ending::Moved | Ending::LeaseLost)
         && let Err(error) = guest.backends().release_disks()

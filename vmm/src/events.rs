@@ -21,14 +21,19 @@ impl Events {
     /// It happened just now.
     pub fn tell(&self, what: Happening) {
         // Nobody may be listening.
-        let _ = self.0.send(Event {
-            boottime_us: boottime_us(),
-            what,
-        });
+        let _ = self.0.send(event(what));
     }
 
     /// Hear all from now on.
     pub fn listen(&self) -> broadcast::Receiver<Event> {
         self.0.subscribe()
+    }
+}
+
+/// It happens now.
+pub fn event(what: Happening) -> Event {
+    Event {
+        boottime_us: boottime_us(),
+        what,
     }
 }

@@ -16,10 +16,11 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use kvm_ioctls::Kvm;
-use vmm_core::control::{Happening, Info};
+use vmm_core::control::{Counters, Happening, Info};
 use vmm_core::lifecycle::State;
 use vmm_core::spec::Spec;
 
+use crate::counters;
 use crate::events::Events;
 use crate::kvm::DirtyLog;
 use crate::lease::Lease;
@@ -102,6 +103,8 @@ pub struct Guest {
     inner: Mutex<Inner>,
     events: Events,
     reboots: AtomicU64,
+    /// What the machines before the present one have done.
+    past: Mutex<Counters>,
     migrating: AtomicBool,
     departures: Departures,
     /// Epoch of the lease; 0 without one.
@@ -141,6 +144,7 @@ impl Guest {
             }),
             events: Events::default(),
             reboots: AtomicU64::new(0),
+            past: Mutex::default(),
             migrating: AtomicBool::new(false),
             departures: Departures::default(),
         })
@@ -317,9 +321,7 @@ impl Guest {
     /// `between` is called when the old machine has said its last and the new one nothing.
     pub fn reboot(&self, between: impl FnOnce()) -> Result<(), GuestError> {
         let mut inner = self.lock();
-        if matches!(inner.phase, Phase::Gone) {
-            return Err(GuestError::Gone);
-        }
+        self.past().add(&counters::of(inner.machine()?));
         // The old machine goes before its memory does.
         inner.phase = Phase::Gone;
         between();
@@ -375,12 +377,19 @@ impl Guest {
 
     /// Look at its machine in whatever state.
     pub fn inspect<T>(&self, look: impl FnOnce(&dyn Inspect) -> T) -> Result<T, GuestError> {
-        match &self.lock().phase {
-            Phase::Built(machine) => Ok(look(machine)),
-            Phase::Running(machine) => Ok(look(machine)),
-            Phase::Paused(machine) => Ok(look(machine)),
-            Phase::Gone => Err(GuestError::Gone),
-        }
+        Ok(look(self.lock().machine()?))
+    }
+
+    /// What it has done since its VMM started.
+    pub fn counters(&self) -> Result<Counters, GuestError> {
+        let inner = self.lock();
+        let mut counters = self.past().clone();
+        counters.add(&counters::of(inner.machine()?));
+        Ok(counters)
+    }
+
+    fn past(&self) -> MutexGuard<'_, Counters> {
+        self.past.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What an operator wants to know first.
@@ -400,6 +409,17 @@ impl Guest {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn machine(&self) -> Result<&dyn Inspect, GuestError> {
+        match &self.phase {
+            Phase::Built(machine) => Ok(machine),
+            Phase::Running(machine) => Ok(machine),
+            Phase::Paused(machine) => Ok(machine),
+            Phase::Gone => Err(GuestError::Gone),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ pub mod check;
 pub mod cli;
 pub mod codec;
 pub mod console;
+mod counters;
 pub mod devices;
 pub mod drive;
 pub mod error;

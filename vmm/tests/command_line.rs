@@ -1,61 +1,10 @@
 //! The `vmm` command as people meet it: what it refuses and how, and how guests end.
 
+mod little;
+
 use std::os::fd::AsRawFd;
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
 
-/// Where the little guests lie.
-const CODE_AT: u32 = 0x10_0000;
-
-fn vmm(dir: &Path, arguments: &[&str]) -> Output {
-    let command = Command::new(env!("CARGO_BIN_EXE_vmm"))
-        .args(arguments)
-        .current_dir(dir)
-        .stdin(Stdio::null())
-        .output();
-    command.expect("the vmm can be run")
-}
-
-/// `true`, said loudly, where guests cannot run.
-fn cannot_run_guests() -> bool {
-    let cannot = vmm::kvm::open().is_err();
-    if cannot {
-        println!("SKIPPED: no usable /dev/kvm here");
-    }
-    cannot
-}
-
-/// An ELF image with a PVH note (Xen's elfnote.h, `XEN_ELFNOTE_PHYS32_ENTRY`) around `code`.
-fn kernel(code: &[u8]) -> Vec<u8> {
-    const NOTE_AT: u64 = 64 + 2 * 56;
-    const CODE_FILE_AT: u64 = 256;
-    let mut image = Vec::new();
-    image.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
-    image.extend([2u16, 62].map(u16::to_le_bytes).concat());
-    image.extend(1u32.to_le_bytes());
-    image.extend([u64::from(CODE_AT), 64, 0].map(u64::to_le_bytes).concat());
-    image.extend(0u32.to_le_bytes());
-    image.extend([64u16, 56, 2, 0, 0, 0].map(u16::to_le_bytes).concat());
-    let mut header = |kind: u32, offset: u64, address: u64, bytes: u64| {
-        image.extend([kind, 7].map(u32::to_le_bytes).concat());
-        let rest = [offset, address, address, bytes, bytes, 4];
-        image.extend(rest.map(u64::to_le_bytes).concat());
-    };
-    header(1, CODE_FILE_AT, u64::from(CODE_AT), code.len() as u64);
-    header(4, NOTE_AT, 0, 20);
-    image.extend([4u32, 4, 18].map(u32::to_le_bytes).concat());
-    image.extend(b"Xen\0");
-    image.extend(CODE_AT.to_le_bytes());
-    image.resize(CODE_FILE_AT as usize, 0);
-    image.extend(code);
-    image
-}
-
-/// 32-bit code: write `value` to `port`.
-fn out(port: u16, value: u8) -> Vec<u8> {
-    let [low, high] = port.to_le_bytes();
-    vec![0x66, 0xba, low, high, 0xb0, value, 0xee]
-}
+use little::{cannot_run_guests, kernel, out, vmm};
 
 #[test]
 fn what_cannot_be_is_refused_in_one_line_and_changes_nothing() {

@@ -6,12 +6,13 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use probe::abi::{REPORT_BYTES, REPORT_GPA};
-use probe::config::Config;
+use probe::config::{Config, RATE_MAX};
 use probe::report::Report;
 use shared_storage::gate::AlwaysOpen;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm::console::{Console, ConsoleMode};
 use vmm::guest::{Guest, Hold, Parts};
+use vmm::layout::{RAM_GAP_END, RAM_GAP_START};
 use vmm::machine::{Backends, DiskAccess};
 use vmm::memory::GuestMemory;
 use vmm::notice::Notice;
@@ -27,7 +28,7 @@ struct Bench {
 }
 
 /// `None`, said loudly, where there is no KVM.
-fn bench(cpus: u32, config: &Config) -> Option<Bench> {
+fn bench(cpus: u32, memory_mib: u64, config: &Config) -> Option<Bench> {
     let Ok(kvm) = vmm::kvm::open() else {
         println!("SKIPPED: no usable /dev/kvm here");
         return None;
@@ -36,7 +37,7 @@ fn bench(cpus: u32, config: &Config) -> Option<Bench> {
     let kernel: PathBuf = dir.path().join("probe.elf");
     std::fs::write(&kernel, probe::IMAGE).unwrap();
     let spec: Spec = toml::from_str(&format!(
-        "name = 'probe'\nkernel = '{}'\ncpus = {cpus}\nmemory_mib = 64\ncmdline = '{config}'\n",
+        "name = 'probe'\nkernel = '{}'\ncpus = {cpus}\nmemory_mib = {memory_mib}\ncmdline = '{config}'\n",
         kernel.display()
     ))
     .unwrap();
@@ -112,7 +113,7 @@ fn busy(cpus: u64) -> Config {
 
 #[test]
 fn a_paused_guest_stands_still_and_goes_on() {
-    let Some(bench) = bench(2, &busy(2)) else {
+    let Some(bench) = bench(2, 64, &busy(2)) else {
         return;
     };
     let guest = Guest::boot(bench.parts).unwrap();
@@ -138,7 +139,7 @@ fn a_paused_guest_stands_still_and_goes_on() {
 
 #[test]
 fn a_guest_reboots_in_place() {
-    let Some(bench) = bench(1, &busy(1)) else {
+    let Some(bench) = bench(1, 64, &busy(1)) else {
         return;
     };
     let guest = Guest::boot(bench.parts).unwrap();
@@ -151,10 +152,41 @@ fn a_guest_reboots_in_place() {
     assert_eq!(again.bad_pages(), 0);
 }
 
+/// Memory of a guest goes on above the hole below 4 GiB; every page on both sides is its own.
+#[test]
+fn memory_lies_on_both_sides_of_the_hole() {
+    const HOLE_MIB: u64 = RAM_GAP_START >> 20;
+    const MARGIN_MIB: u64 = 16;
+    let config = Config {
+        // The probe fills from 16 MiB on.
+        skip_mib: HOLE_MIB - 16 - MARGIN_MIB,
+        fill_mib: 2 * MARGIN_MIB,
+        sweep_mib_s: RATE_MAX,
+        ..busy(2)
+    };
+    if let Err(why) = vmm::memory::map(HOLE_MIB + MARGIN_MIB, false) {
+        println!("SKIPPED: {why}");
+        return;
+    }
+    let Some(bench) = bench(2, HOLE_MIB + MARGIN_MIB, &config) else {
+        return;
+    };
+    let guest = Guest::boot(bench.parts).unwrap();
+    guest.start().unwrap();
+    let memory = guest.memory().clone();
+    let swept = wait(&memory, "two sweeps", |now| now.sweeps() > 3);
+    assert_eq!(swept.bad_pages(), 0);
+    assert_eq!(swept.fill_pages, 2 * MARGIN_MIB * 256);
+    let word = |address| memory.read_obj::<u64>(GuestAddress(address)).unwrap();
+    for edge in [RAM_GAP_START - 4096, RAM_GAP_END] {
+        assert_ne!(word(edge), 0, "{edge:#x} was filled");
+    }
+}
+
 /// State through its encoded form, memory by copying: what a migration does, all at once.
 #[test]
 fn a_saved_guest_goes_on_in_another_machine() {
-    let (Some(source), Some(target)) = (bench(2, &busy(2)), bench(2, &busy(2))) else {
+    let (Some(source), Some(target)) = (bench(2, 64, &busy(2)), bench(2, 64, &busy(2))) else {
         return;
     };
     let source = Guest::boot(source.parts).unwrap();

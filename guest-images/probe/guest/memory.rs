@@ -128,6 +128,16 @@ impl Ram {
         ram
     }
 
+    /// Leaves so many of the pages that can be filled alone, from the lowest on.
+    pub fn skip(&mut self, pages: u64) {
+        let mut bytes = pages.saturating_mul(PAGE_BYTES);
+        for region in &mut self.regions[..self.count] {
+            let skipped = bytes.min(region.end - region.start);
+            region.start += skipped;
+            bytes -= skipped;
+        }
+    }
+
     /// Bytes of RAM in the memory map.
     pub fn total_bytes(&self) -> u64 {
         self.total_bytes

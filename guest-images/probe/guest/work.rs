@@ -35,8 +35,9 @@ pub struct Plan {
 }
 
 impl Plan {
-    pub fn new(config: Config, ram: Ram) -> Plan {
+    pub fn new(config: Config, mut ram: Ram) -> Plan {
         let cpus = config.cpus;
+        ram.skip(config.skip_mib.saturating_mul(PAGES_PER_MIB));
         let whole = |mib: u64, most: u64| {
             let pages = mib.saturating_mul(PAGES_PER_MIB).min(most);
             pages - pages % cpus

@@ -13,6 +13,8 @@ pub const RATE_MAX: u64 = u64::MAX;
 pub struct Config {
     /// `cpus`: vCPUs to start and use, with APIC ids 0, 1, 2, ...
     pub cpus: u64,
+    /// `skip_mib`: memory to leave alone before that which is filled, to reach what lies high.
+    pub skip_mib: u64,
     /// `fill_mib`: memory to fill; what does not fit in RAM is left out.
     pub fill_mib: u64,
     /// `hot_mib`: of that, memory to keep dirty.
@@ -39,6 +41,7 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             cpus: 1,
+            skip_mib: 0,
             fill_mib: 0,
             hot_mib: 0,
             rate_mib_s: RATE_MAX,
@@ -79,6 +82,7 @@ impl Config {
     fn field(&mut self, name: &str) -> Option<&mut u64> {
         Some(match name {
             "cpus" => &mut self.cpus,
+            "skip_mib" => &mut self.skip_mib,
             "fill_mib" => &mut self.fill_mib,
             "hot_mib" => &mut self.hot_mib,
             "rate_mib_s" => &mut self.rate_mib_s,
@@ -98,6 +102,7 @@ impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Config {
             cpus,
+            skip_mib,
             fill_mib,
             hot_mib,
             touch_line,
@@ -111,7 +116,8 @@ impl fmt::Display for Config {
             tsc_mhz,
             ..
         } = self;
-        write!(f, "cpus={cpus} fill_mib={fill_mib} hot_mib={hot_mib} ")?;
+        write!(f, "cpus={cpus} skip_mib={skip_mib} ")?;
+        write!(f, "fill_mib={fill_mib} hot_mib={hot_mib} ")?;
         for (name, rate) in [
             ("rate_mib_s", self.rate_mib_s),
             ("sweep_mib_s", self.sweep_mib_s),
@@ -138,6 +144,7 @@ mod tests {
     fn a_command_line_says_what_the_settings_are() {
         let config = Config {
             cpus: 3,
+            skip_mib: 5,
             fill_mib: 9,
             hot_mib: 7,
             sweep_mib_s: 0,

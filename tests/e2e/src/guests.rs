@@ -161,7 +161,9 @@ pub fn a_debian_guest_finds_what_fio_wrote(lab: &Lab) -> Outcome {
             VERIFIED_MIB << 20
         ))?;
     }
-    let kib: u64 = a.run(&format!("du -k {DISKS}/data.raw | cut -f1"))?.parse()?;
+    let kib: u64 = a
+        .run(&format!("du -k {DISKS}/data.raw | cut -f1"))?
+        .parse()?;
     assert!(kib < VERIFIED_MIB << 10, "{kib} KiB after the discard");
     guest.control("power-button")?;
     assert_eq!(guest.ends()?, 0, "of vmm after the power button");

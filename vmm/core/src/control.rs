@@ -2,6 +2,7 @@
 
 use alloc::collections::BTreeMap;
 use alloc::string::String;
+use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
@@ -28,7 +29,7 @@ pub struct Info {
     pub reboots: u64,
 }
 
-/// `GET /v1/counters`. All count up from the start of the process.
+/// `GET /v1/counters`. All count up from the start of the process, over reboots in place.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
     /// Returns from guest to VMM by reason.
@@ -41,10 +42,40 @@ pub struct Counters {
     #[serde(default)]
     pub resident_mib: u64,
     /// Disks, in the order of the spec.
-    pub disks: alloc::vec::Vec<DiskCounters>,
+    pub disks: Vec<DiskCounters>,
     /// Network cards, in the order of the spec.
     #[serde(default)]
-    pub nets: alloc::vec::Vec<NetCounters>,
+    pub nets: Vec<NetCounters>,
+}
+
+impl Counters {
+    /// Add what another machine of the same guest has done.
+    pub fn add(&mut self, other: &Self) {
+        for (reason, count) in &other.exits {
+            *self.exits.entry(reason.clone()).or_default() += count;
+        }
+        self.cpu_us += other.cpu_us;
+        self.run_delay_us += other.run_delay_us;
+        // Not a count: what is backed now.
+        self.resident_mib = other.resident_mib;
+        self.disks
+            .resize(other.disks.len(), DiskCounters::default());
+        for (disk, other) in self.disks.iter_mut().zip(&other.disks) {
+            disk.reads += other.reads;
+            disk.read_bytes += other.read_bytes;
+            disk.writes += other.writes;
+            disk.written_bytes += other.written_bytes;
+            disk.errors += other.errors;
+        }
+        self.nets.resize(other.nets.len(), NetCounters::default());
+        for (net, other) in self.nets.iter_mut().zip(&other.nets) {
+            net.received += other.received;
+            net.received_bytes += other.received_bytes;
+            net.sent += other.sent;
+            net.sent_bytes += other.sent_bytes;
+            net.dropped += other.dropped;
+        }
+    }
 }
 
 /// What a disk has done.
@@ -69,15 +100,15 @@ pub struct NetCounters {
     pub received: u64,
     /// Bytes given to the guest.
     pub received_bytes: u64,
-    /// Frames sent by the guest.
+    /// Frames the guest sent.
     pub sent: u64,
-    /// Bytes sent by the guest.
+    /// Bytes the guest sent.
     pub sent_bytes: u64,
-    /// Frames dropped in either direction.
+    /// Frames lost in either direction.
     pub dropped: u64,
 }
 
-/// Something that happened; a line of `GET /v1/events`.
+/// Something that happened; a line of `GET /v1/events`. The first tells the present state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     /// Microseconds of `CLOCK_BOOTTIME`.

@@ -26,23 +26,26 @@ impl Body {
         Self::Whole(Some(bytes.into()))
     }
 
-    /// A line for each event from now on. A client that reads too slowly misses some.
-    pub fn events(mut events: broadcast::Receiver<Event>) -> Self {
+    /// A line for `now`, and for each event from now on. A client that reads too slowly
+    /// misses some.
+    pub fn events(now: Event, mut events: broadcast::Receiver<Event>) -> Self {
         let (sender, lines) = mpsc::channel(LINES_MAX);
         tokio::spawn(async move {
+            let mut event = now;
             loop {
-                let event = match events.recv().await {
-                    Ok(event) => event,
-                    Err(RecvError::Lagged(_)) => continue,
-                    Err(RecvError::Closed) => return,
-                };
-                let Ok(mut line) = serde_json::to_vec(&event) else {
-                    continue;
-                };
-                line.push(b'\n');
-                if sender.send(line.into()).await.is_err() {
-                    return;
+                if let Ok(mut line) = serde_json::to_vec(&event) {
+                    line.push(b'\n');
+                    if sender.send(line.into()).await.is_err() {
+                        return;
+                    }
                 }
+                event = loop {
+                    match events.recv().await {
+                        Ok(event) => break event,
+                        Err(RecvError::Lagged(_)) => {}
+                        Err(RecvError::Closed) => return,
+                    }
+                };
             }
         });
         Self::Lines(lines)

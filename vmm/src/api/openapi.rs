@@ -15,7 +15,7 @@ pub fn document() -> String {
             "/v1/info": get("What the guest is and does", "Info"),
             "/v1/counters": get("What it has done since its VMM started", "Counters"),
             "/v1/events": { "get": {
-                "summary": "What happens from now on, a line of JSON each",
+                "summary": "How things stand and what happens from now on, a line of JSON each",
                 "responses": { "200": { "description": "A stream that ends with the guest",
                     "content": { "application/x-ndjson": { "schema": reference("Event") } } } }
             } },

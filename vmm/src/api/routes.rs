@@ -1,29 +1,24 @@
 //! Which request does what.
 
-use std::collections::BTreeMap;
-use std::fs;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::header::CONTENT_TYPE;
 use hyper::{Request, Response, StatusCode};
 use serde::Serialize;
-use vmm_core::control::{self, Counters, DiskCounters, Refusal};
+use vmm_core::control::{Happening, Refusal};
 use vmm_core::migration::Migrate;
 
 use super::{Body, document};
-use crate::devices::virtio::block::BlockCounters;
-use crate::devices::virtio::net::NetCounters;
 use crate::error::one_line;
+use crate::events::event;
 use crate::guest::{Guest, GuestError, Hold};
 use crate::migration::departure::Departures;
 use crate::notice::Notice;
 
 /// Longest body of a request.
 const REQUEST_BYTES_MAX: usize = 64 << 10;
-const PAGE_BYTES: u64 = 4096;
 
 /// All there is; the OpenAPI document lists the same.
 pub const ROUTES: [(&str, &str); 12] = [
@@ -47,12 +42,22 @@ pub async fn answer(request: Request<Incoming>, guest: Arc<Guest>) -> Response<B
     let path = path.as_str();
     match (request.method().as_str(), path) {
         ("GET", "/v1/info") => show(guest.info()),
-        ("GET", "/v1/counters") => show(counters(&guest)),
-        ("GET", "/v1/events") => respond(
-            StatusCode::OK,
-            "application/x-ndjson",
-            Body::events(guest.events().listen()),
-        ),
+        ("GET", "/v1/counters") => show(guest.counters()),
+        ("GET", "/v1/events") => {
+            // Listen first: a change after the look is heard, at worst twice.
+            let events = guest.events().listen();
+            match guest.state() {
+                Some(state) => {
+                    let now = event(Happening::State(state));
+                    respond(
+                        StatusCode::OK,
+                        "application/x-ndjson",
+                        Body::events(now, events),
+                    )
+                }
+                None => refuse_error(&GuestError::Gone),
+            }
+        }
         ("GET", "/v1/openapi.json") => {
             respond(StatusCode::OK, "application/json", Body::whole(document()))
         }
@@ -159,66 +164,6 @@ fn respond(status: StatusCode, kind: &'static str, body: Body) -> Response<Body>
     response
 }
 
-fn counters(guest: &Guest) -> Result<Counters, GuestError> {
-    guest.inspect(|machine| {
-        let mut exits = BTreeMap::new();
-        machine.add_exits(&mut exits);
-        let (mut cpu_us, mut run_delay_us) = (0, 0);
-        for thread in machine.thread_ids() {
-            let (ran, waited) = schedule(thread).unwrap_or_default();
-            cpu_us += ran / 1000;
-            run_delay_us += waited / 1000;
-        }
-        Counters {
-            exits,
-            cpu_us,
-            run_delay_us,
-            resident_mib: resident_mib().unwrap_or_default(),
-            disks: machine
-                .disks()
-                .iter()
-                .map(|disk| disk_counters(disk))
-                .collect(),
-            nets: machine.nets().iter().map(|net| net_counters(net)).collect(),
-        }
-    })
-}
-
-fn net_counters(net: &NetCounters) -> control::NetCounters {
-    control::NetCounters {
-        received: net.received.load(Ordering::Relaxed),
-        received_bytes: net.received_bytes.load(Ordering::Relaxed),
-        sent: net.sent.load(Ordering::Relaxed),
-        sent_bytes: net.sent_bytes.load(Ordering::Relaxed),
-        dropped: net.dropped.load(Ordering::Relaxed),
-    }
-}
-
-fn disk_counters(disk: &BlockCounters) -> DiskCounters {
-    DiskCounters {
-        reads: disk.reads.load(Ordering::Relaxed),
-        read_bytes: disk.read_bytes.load(Ordering::Relaxed),
-        writes: disk.writes.load(Ordering::Relaxed),
-        written_bytes: disk.written_bytes.load(Ordering::Relaxed),
-        errors: disk.errors.load(Ordering::Relaxed),
-    }
-}
-
-/// Nanoseconds that a thread ran, and that it was ready and waited
-/// (Documentation/scheduler/sched-stats.rst).
-fn schedule(thread: i32) -> Option<(u64, u64)> {
-    let text = fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).ok()?;
-    let mut numbers = text.split_ascii_whitespace().map(str::parse);
-    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
-}
-
-/// Memory of this process that is backed (proc_pid_statm(5), the second number).
-fn resident_mib() -> Option<u64> {
-    let text = fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = text.split_ascii_whitespace().nth(1)?.parse().ok()?;
-    Some((pages * PAGE_BYTES) >> 20)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -239,12 +184,5 @@ mod tests {
             .collect();
         routes.sort();
         assert_eq!(listed, routes);
-    }
-
-    #[test]
-    fn the_scheduler_tells() {
-        // SAFETY: no arguments, cannot fail.
-        assert!(schedule(unsafe { libc::gettid() }).is_some());
-        assert_eq!(schedule(-1), None);
     }
 }

@@ -193,7 +193,10 @@ mod tests {
     #[test]
     fn kernels_are_told_apart_and_measured() {
         let kernel = look(&bzimage()).unwrap();
-        assert_eq!((kernel.kind, kernel.memory_end), (Kind::BzImage, 0x300_0000));
+        assert_eq!(
+            (kernel.kind, kernel.memory_end),
+            (Kind::BzImage, 0x300_0000)
+        );
         let kernel = look(probe::IMAGE).unwrap();
         assert_eq!(kernel.kind, Kind::Elf);
         assert!(kernel.memory_end > 0x10_0000);

@@ -15,8 +15,8 @@ use linux_loader::loader::{BzImage, Elf, KernelLoader, KernelLoaderResult};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_core::spec::Spec;
 
-use crate::layout::{ACPI_TABLES, CMDLINE, HIGH_RAM, KERNEL, LOW_RAM_END, RAM_GAP_START};
 use crate::error::with_remedy;
+use crate::layout::{ACPI_TABLES, CMDLINE, HIGH_RAM, KERNEL, LOW_RAM_END, RAM_GAP_START};
 use crate::memory::{GuestMemory, regions};
 use kernel::{Kernel, Kind};
 
@@ -170,8 +170,8 @@ fn load_kernel(
     };
     // The loader names itself at each level.
     let innermost = |error: &str| error.rsplit("Kernel Loader: ").next().map(str::to_owned);
-    let loaded = loaded
-        .map_err(|error| not_a_kernel(innermost(&error.to_string()).unwrap_or_default()))?;
+    let loaded =
+        loaded.map_err(|error| not_a_kernel(innermost(&error.to_string()).unwrap_or_default()))?;
     Ok((kernel, loaded))
 }
 

@@ -28,7 +28,7 @@ enum Verb {
     Info,
     /// What it has done.
     Counters,
-    /// What happens from now on, a line of JSON each.
+    /// How things stand and what happens from now on, a line of JSON each.
     Events,
     /// Stop it for a while.
     Pause,

@@ -89,8 +89,8 @@ pub fn main() -> ExitCode {
 
 /// A wrong command line, on one line; clap's own answer to a question for help.
 fn refuse(error: &clap::Error) -> ExitCode {
-    let is_question = !error.use_stderr()
-        || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    let is_question =
+        !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
     if is_question {
         error.exit();
     }

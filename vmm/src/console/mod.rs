@@ -148,10 +148,18 @@ impl Console {
     }
 }
 
-impl Drop for Console {
-    fn drop(&mut self) {
+impl Console {
+    /// The terminal as it was, and no socket left; whoever still holds the console at the
+    /// end of the process does not drop it.
+    pub fn close(&self) {
         restore_terminal();
         self.made.undo();
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
@@ -191,11 +199,7 @@ fn open(mode: &ConsoleMode) -> Result<Opened, ConsoleError> {
             })?;
             Ok((Arc::new(Mutex::new(FileSink(file))), Input::None, made))
         }
-        ConsoleMode::Off => Ok((
-            Arc::new(Mutex::new(io::sink())),
-            Input::None,
-            Made::Nothing,
-        )),
+        ConsoleMode::Off => Ok((Arc::new(Mutex::new(io::sink())), Input::None, Made::Nothing)),
     }
 }
 

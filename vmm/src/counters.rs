@@ -1,0 +1,73 @@
+//! What a machine has done, counted.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use vmm_core::control::{Counters, DiskCounters, NetCounters};
+
+use crate::machine::Inspect;
+
+const PAGE_BYTES: u64 = 4096;
+
+/// All counters of a machine.
+pub fn of(machine: &dyn Inspect) -> Counters {
+    let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let mut exits = BTreeMap::new();
+    machine.add_exits(&mut exits);
+    let (mut cpu_us, mut run_delay_us) = (0, 0);
+    for thread in machine.thread_ids() {
+        let (ran, waited) = schedule(thread).unwrap_or_default();
+        cpu_us += ran / 1000;
+        run_delay_us += waited / 1000;
+    }
+    let disks = machine.disks().iter().map(|disk| DiskCounters {
+        reads: get(&disk.reads),
+        read_bytes: get(&disk.read_bytes),
+        writes: get(&disk.writes),
+        written_bytes: get(&disk.written_bytes),
+        errors: get(&disk.errors),
+    });
+    let nets = machine.nets().iter().map(|net| NetCounters {
+        received: get(&net.received),
+        received_bytes: get(&net.received_bytes),
+        sent: get(&net.sent),
+        sent_bytes: get(&net.sent_bytes),
+        dropped: get(&net.dropped),
+    });
+    Counters {
+        exits,
+        cpu_us,
+        run_delay_us,
+        resident_mib: resident_mib().unwrap_or_default(),
+        disks: disks.collect(),
+        nets: nets.collect(),
+    }
+}
+
+/// Nanoseconds that a thread ran, and that it was ready and waited
+/// (Documentation/scheduler/sched-stats.rst).
+fn schedule(thread: i32) -> Option<(u64, u64)> {
+    let text = fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).ok()?;
+    let mut numbers = text.split_ascii_whitespace().map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+/// Memory of this process that is backed (proc_pid_statm(5), the second number).
+fn resident_mib() -> Option<u64> {
+    let text = fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = text.split_ascii_whitespace().nth(1)?.parse().ok()?;
+    Some((pages * PAGE_BYTES) >> 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_scheduler_tells() {
+        // SAFETY: no arguments, cannot fail.
+        assert!(schedule(unsafe { libc::gettid() }).is_some());
+        assert_eq!(schedule(-1), None);
+    }
+}

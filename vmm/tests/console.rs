@@ -122,11 +122,9 @@ fn the_terminal_is_as_it_was_after_a_refusal_and_a_signal() {
         .spawn()
         .unwrap();
     person.read_exact(&mut [0]).unwrap();
-    // SAFETY: the child is ours and has not been waited for.
-    assert_eq!(
-        unsafe { libc::kill(vmm.id().cast_signed(), libc::SIGTERM) },
-        0
-    );
+    // SAFETY: kill takes no pointers; the child is ours and has not been waited for.
+    let sent = unsafe { libc::kill(vmm.id().cast_signed(), libc::SIGTERM) };
+    assert_eq!(sent, 0);
     assert_eq!(code(&mut vmm), Some(0));
     assert!(is_cooked(&person));
 }

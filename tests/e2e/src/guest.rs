@@ -84,11 +84,8 @@ impl<'lab> Guest<'lab> {
         } else {
             ""
         };
-        let disks: String = wish
-            .disks
-            .iter()
-            .map(|disk| format!(" --disk {disk}"))
-            .collect();
+        let settings = wish.disks.iter();
+        let disks: String = settings.flat_map(|disk| [" --disk ", disk]).collect();
         let line = format!(
             "exec vmm run --name {name} --kernel {files}/{kernel} --initramfs {files}/initramfs.cpio \
              --cpus {cpus} --memory {memory_mib} --net tap={tap},mac=52:54:00:00:00:{number:02x} \
@@ -173,8 +170,11 @@ impl<'lab> Guest<'lab> {
             self.expect("login: ")?;
             self.send("root")?;
             self.expect("# ")?;
-            // Without the login shell's editing of lines, which colours what is said.
+            // Without the login shell's editing of lines and without prompts, which would get
+            // between what is said.
             self.send("exec sh")?;
+            self.expect("# ")?;
+            return self.run("PS1=").map(drop);
         }
         self.expect("# ").map(drop)
     }
@@ -269,7 +269,8 @@ impl Page {
         Some(Self {
             host: field("host")?,
             counter: field("counter")?.trim().parse().unwrap_or(0),
-            boot: field("boot")?,
+            // A guest that shuts down has no /proc any more.
+            boot: field("boot").filter(|boot| !boot.is_empty())?,
         })
     }
 }

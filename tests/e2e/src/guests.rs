@@ -147,17 +147,17 @@ pub fn a_debian_guest_finds_what_fio_wrote(lab: &Lab) -> Outcome {
     assert_eq!(guest.answers(b)?.host, "web1");
     guest.log_in()?;
     assert_eq!(guest.run("nproc")?, "2");
+    guest.run(&format!(
+        "fio --size={VERIFIED_MIB}M --rw=randwrite --bssplit=4k/50:16k/30:64k/20 --direct=1 \
+         --ioengine=libaio --iodepth=16 --fsync=64 --verify=crc32c --verify_fatal=1 --do_verify=1 \
+         --name=raw --filename=/dev/vdb --name=qcow2 --filename=/dev/vdc >/tmp/fio || cat /tmp/fio; \
+         test $(grep -c 'err= 0' /tmp/fio) = 2"
+    ))?;
     for disk in ["vdb", "vdc"] {
-        guest.run(&format!(
-            "fio --name=verify --filename=/dev/{disk} --size={VERIFIED_MIB}M --rw=randwrite \
-             --bssplit=4k/50:16k/30:64k/20 --ioengine=libaio --iodepth=16 --direct=1 --fsync=64 \
-             --verify=crc32c --verify_fatal=1 --do_verify=1 --minimal >/dev/null"
-        ))?;
         let cache = guest.run(&format!("cat /sys/block/{disk}/queue/write_cache"))?;
         assert_eq!(cache, "write back", "so that Linux flushes {disk}");
-        guest.run(&format!("blkdiscard /dev/{disk}"))?;
         guest.run(&format!(
-            "cmp -n {} /dev/{disk} /dev/zero",
+            "blkdiscard /dev/{disk} && cmp -n {} /dev/{disk} /dev/zero",
             VERIFIED_MIB << 20
         ))?;
     }

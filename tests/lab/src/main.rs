@@ -6,6 +6,7 @@ mod forward;
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
@@ -274,6 +275,7 @@ fn start(name: &str, up: &Up) -> lab::Result<i32> {
         .stdin(Stdio::null())
         .stdout(said.try_clone().map_err(file)?)
         .stderr(said);
+    leave_descriptors_behind(&mut supervisor);
     let mut supervisor = supervisor.spawn().map_err(file)?;
     let limit = Duration::from_mins(15);
     lab::eventually_within(limit, "the lab coming up", || {
@@ -297,4 +299,22 @@ fn start(name: &str, up: &Up) -> lab::Result<i32> {
         &mut io::stdout(),
         &mut io::stderr(),
     )
+}
+
+/// The supervisor outlives whoever starts it: it must not keep their locks and pipes open.
+fn leave_descriptors_behind(command: &mut Command) {
+    // SAFETY: the closure runs between fork and exec and makes one system call, which touches
+    // no memory.
+    unsafe {
+        command.pre_exec(|| {
+            match libc::close_range(
+                3,
+                libc::c_uint::MAX,
+                libc::CLOSE_RANGE_CLOEXEC.cast_signed(),
+            ) {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        });
+    }
 }

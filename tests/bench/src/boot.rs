@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdout};
+use std::process::ChildStdout;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -11,6 +11,7 @@ use thiserror::Error;
 
 use crate::peer::Peer;
 use crate::resident::overhead_kib;
+use crate::running::Running;
 use crate::stats::Sample;
 use crate::table::Table;
 
@@ -111,17 +112,6 @@ fn table(runs: u32, samples: &[(Peer, Samples)]) -> String {
     table.to_string()
 }
 
-/// Ends what it holds, whatever happens.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Both fail only where it has ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 fn start(peer: &Peer, kernel: &std::path::Path) -> Result<Start, BootError> {
     let mut command = peer.command(kernel, MEMORY_MIB, "sweep_mib_s=0");
     let begun = Instant::now();
@@ -137,9 +127,7 @@ fn start(peer: &Peer, kernel: &std::path::Path) -> Result<Start, BootError> {
             let _ = running.0.kill();
             let mut said = String::new();
             let _ = running
-                .0
-                .stderr
-                .take()
+                .take_stderr()
                 .expect("piped")
                 .read_to_string(&mut said);
             let printed = String::from_utf8_lossy(&printed).into_owned();
@@ -153,7 +141,7 @@ fn start(peer: &Peer, kernel: &std::path::Path) -> Result<Start, BootError> {
             first_byte_ms = Some(begun.elapsed().as_secs_f64() * 1000.0);
         }
     }
-    let overhead_kib = overhead_kib(running.0.id(), MEMORY_MIB * 1024)
+    let overhead_kib = overhead_kib(running.id(), MEMORY_MIB * 1024)
         .map_err(io_error(format!("read the memory map of {}", peer.name())))?;
     let first_byte_ms = first_byte_ms.ok_or_else(|| BootError::NoBoot {
         name: peer.name(),

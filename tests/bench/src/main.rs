@@ -1,15 +1,21 @@
 //! `bench TABLE...` prints the tables asked for: ours beside its peers, medians and ratios.
 
 mod boot;
+mod migrate;
 mod peer;
 mod resident;
+mod running;
 mod stats;
 mod table;
 
+use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use vmm_core::migration::{CONNECTIONS_DEFAULT, CONNECTIONS_MAX};
+
+use migrate::Wish;
 
 const DEFAULT_RUNS: u32 = 10;
 
@@ -33,22 +39,58 @@ enum Table {
         #[arg(long)]
         vmm: Option<PathBuf>,
     },
+    /// Live migration over loopback: time, blackout as the guest sees it, bytes, processor time.
+    Migrate {
+        /// Measured migrations of each peer in each case.
+        #[arg(long, default_value_t = migrate::DEFAULT_RUNS, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        runs: u32,
+        /// Our binary; the one beside this program if not given.
+        #[arg(long)]
+        vmm: Option<PathBuf>,
+        /// Data connections of ours.
+        #[arg(long, default_value_t = CONNECTIONS_DEFAULT, value_parser = clap::value_parser!(u32).range(1..=i64::from(CONNECTIONS_MAX)))]
+        connections: u32,
+        /// Only the cases whose names contain this.
+        #[arg(long, value_name = "WORDS")]
+        only: Option<String>,
+        /// Ours only.
+        #[arg(long)]
+        alone: bool,
+    },
 }
 
 fn main() -> ExitCode {
     let Arguments { table } = Arguments::parse();
     let printed = match table {
-        Table::All => boot::run(DEFAULT_RUNS, None),
-        Table::Boot { runs, vmm } => boot::run(runs, vmm),
+        Table::All => {
+            print(boot::run(DEFAULT_RUNS, None)).and_then(|()| print(migrate::run(Wish::default())))
+        }
+        Table::Boot { runs, vmm } => print(boot::run(runs, vmm)),
+        Table::Migrate {
+            runs,
+            vmm,
+            connections,
+            only,
+            alone,
+        } => print(migrate::run(Wish {
+            runs,
+            vmm,
+            connections,
+            only,
+            alone,
+        })),
     };
     match printed {
-        Ok(text) => {
-            println!("{text}");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("bench: {error}");
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("bench: {why}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// A table as soon as it is there; the next one takes a while.
+fn print(table: Result<String, impl Error>) -> Result<(), String> {
+    println!("{}", table.map_err(|error| error.to_string())?);
+    Ok(())
 }

@@ -8,6 +8,8 @@ use crate::converge::Goal;
 
 /// Most data connections of one migration.
 pub const CONNECTIONS_MAX: u32 = 16;
+/// Data connections of a migration that says nothing else.
+pub const CONNECTIONS_DEFAULT: u32 = 2;
 
 /// `PUT /v1/migrate` on the source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,7 +35,7 @@ pub struct Migrate {
 }
 
 fn default_connections() -> u32 {
-    2
+    CONNECTIONS_DEFAULT
 }
 
 /// How far it is.

@@ -14,6 +14,7 @@ const HEAD_LINES_MAX: usize = 64;
 const ANSWER_MAX: u64 = 4 << 20;
 
 #[derive(Debug, Args)]
+/// What the command line says.
 pub struct Arguments {
     /// The guest's API socket.
     #[arg(long, value_name = "PATH")]
@@ -42,6 +43,7 @@ enum Verb {
     Reset,
 }
 
+/// Send what the command line asks for, and print the answer.
 pub fn main(arguments: &Arguments) -> Result<(), String> {
     let (method, path) = match arguments.verb {
         Verb::Info => ("GET", "/v1/info"),

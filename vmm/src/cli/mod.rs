@@ -2,7 +2,7 @@
 
 mod check;
 mod completions;
-mod ctl;
+pub mod ctl;
 mod migrate;
 mod options;
 mod receive;

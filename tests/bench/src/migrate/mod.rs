@@ -1,0 +1,234 @@
+//! Live migration of the probe over loopback, ours beside QEMU's: how long it takes, how long
+//! the guest stands still by its own clock, how many bytes travel and what it costs.
+
+mod case;
+mod cpu;
+mod godwit;
+mod guest;
+mod qemu;
+mod reference;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::stats::Sample;
+use crate::table::Table;
+use case::{CASES, Case, MEMORY_MIB};
+use reference::{Reference, Warm};
+
+/// Runs of each peer in each case, unless told otherwise.
+pub const DEFAULT_RUNS: u32 = 3;
+/// Whatever a guest or its hypervisor is waited for takes seconds at most.
+const LIMIT: Duration = Duration::from_mins(1);
+/// How often progress is looked at: seldom enough to cost nothing.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+
+/// Why there is no table.
+#[derive(Debug, Error)]
+pub enum MigrateError {
+    #[error("cannot {act}: {cause}")]
+    Io { act: String, cause: io::Error },
+    #[error("{peer}, {case}: {why}")]
+    Run {
+        peer: &'static str,
+        case: &'static str,
+        why: String,
+    },
+}
+
+fn io_error(act: impl Into<String>) -> impl FnOnce(io::Error) -> MigrateError {
+    let act = act.into();
+    move |cause| MigrateError::Io { act, cause }
+}
+
+/// What one migration came to.
+#[derive(Debug)]
+struct Moved {
+    total_ms: f64,
+    /// The longest time for which the guest did not run, by its own reckoning.
+    blackout_ms: f64,
+    /// The same less the time for which other load kept it from a processor.
+    pause_ms: f64,
+    sent_mib: f64,
+    /// Of both processes, without the guest's processors.
+    cpu_s: f64,
+}
+
+#[derive(Default)]
+struct Samples {
+    total_ms: Sample,
+    blackout_ms: Sample,
+    pause_ms: Sample,
+    sent_mib: Sample,
+    cpu_s: Sample,
+}
+
+impl Samples {
+    fn push(&mut self, moved: &Moved) {
+        self.total_ms.push(moved.total_ms);
+        self.blackout_ms.push(moved.blackout_ms);
+        self.pause_ms.push(moved.pause_ms);
+        self.sent_mib.push(moved.sent_mib);
+        self.cpu_s.push(moved.cpu_s);
+    }
+}
+
+/// Memory that is warmed for each side: what a guest fills, and what its hypervisor needs.
+const WARM_MIB: u64 = 1280;
+
+/// Who moves the guest, and with what settings.
+enum Mover {
+    Godwit { vmm: PathBuf, connections: u32 },
+    Qemu { multifd: Option<u32> },
+}
+
+impl Mover {
+    fn name(&self) -> &'static str {
+        match self {
+            Mover::Godwit { .. } => "godwit vmm",
+            Mover::Qemu { multifd: None } => "QEMU precopy",
+            Mover::Qemu { multifd: Some(_) } => "QEMU multifd",
+        }
+    }
+
+    /// One migration of a freshly booted probe.
+    fn run(&self, kernel: &Path, case: &Case) -> Result<Moved, MigrateError> {
+        // For the source to fill; the target's is warmed when the source has its own.
+        drop(Warm::take(WARM_MIB).map_err(io_error("take memory"))?);
+        let moved = match self {
+            Mover::Godwit { vmm, connections } => godwit::run(vmm, *connections, kernel, case),
+            Mover::Qemu { multifd } => qemu::run(*multifd, kernel, case),
+        };
+        moved.map_err(|why| MigrateError::Run {
+            peer: self.name(),
+            case: case.name,
+            why,
+        })
+    }
+}
+
+/// What is asked for on the command line.
+pub struct Wish {
+    /// Measured migrations of each peer in each case.
+    pub runs: u32,
+    /// Our binary; the one beside this program if not given.
+    pub vmm: Option<PathBuf>,
+    /// Data connections of ours.
+    pub connections: u32,
+    /// Only the cases whose names contain this.
+    pub only: Option<String>,
+    /// Leave the peers out.
+    pub alone: bool,
+}
+
+impl Default for Wish {
+    fn default() -> Self {
+        Wish {
+            runs: DEFAULT_RUNS,
+            vmm: None,
+            connections: vmm_core::migration::CONNECTIONS_DEFAULT,
+            only: None,
+            alone: false,
+        }
+    }
+}
+
+/// Moves the guest with each peer in turn, so that what disturbs the machine disturbs them alike.
+pub fn run(wish: Wish) -> Result<String, MigrateError> {
+    if let Err(error) = std::fs::File::open("/dev/kvm") {
+        return Ok(format!(
+            "SKIPPED: migrate needs /dev/kvm, which cannot be opened: {error}"
+        ));
+    }
+    let kernel = tempfile::NamedTempFile::with_suffix(".elf").map_err(io_error("make a file"))?;
+    std::fs::write(kernel.path(), probe::IMAGE).map_err(io_error("write the probe"))?;
+    let beside = std::env::current_exe().map_err(io_error("find this program"))?;
+    let ours = Mover::Godwit {
+        vmm: wish.vmm.unwrap_or_else(|| beside.with_file_name("vmm")),
+        connections: wish.connections,
+    };
+    let mut movers = vec![ours];
+    let mut text = String::new();
+    if !wish.alone {
+        match qemu::version() {
+            Ok(()) => {
+                movers.extend([None, Some(qemu::CHANNELS)].map(|multifd| Mover::Qemu { multifd }));
+            }
+            Err(why) => text = format!("SKIPPED: QEMU: {why}\n\n"),
+        }
+    }
+    let wanted = |case: &&Case| {
+        let only = wish.only.as_deref().unwrap_or_default();
+        case.name.contains(only)
+    };
+    let title = format!(
+        "Migration: the probe with {MEMORY_MIB} MiB over loopback, median of {} runs, in turn",
+        wish.runs
+    );
+    let mut table = Table::new(title, &HEADS);
+    let mut notes = Vec::new();
+    for case in CASES.iter().filter(wanted) {
+        notes.extend(rows(&mut table, case, wish.runs, &movers, kernel.path())?);
+    }
+    text += &table.to_string();
+    text += &notes.concat();
+    text += &Reference::measure(wish.connections).to_string();
+    Ok(text)
+}
+
+const HEADS: [&str; 10] = [
+    "case, peer",
+    "total ms",
+    "ratio",
+    "blackout ms",
+    "min",
+    "max",
+    "ratio",
+    "not stolen",
+    "MiB",
+    "CPU s",
+];
+
+/// Adds the rows of one case; says what went wrong with a peer. Ours must not go wrong.
+fn rows(
+    table: &mut Table,
+    case: &Case,
+    runs: u32,
+    movers: &[Mover],
+    kernel: &Path,
+) -> Result<Vec<String>, MigrateError> {
+    let mut samples: Vec<Samples> = movers.iter().map(|_| Samples::default()).collect();
+    let mut notes = Vec::new();
+    for _ in 0..runs {
+        for (mover, samples) in movers.iter().zip(&mut samples) {
+            match mover.run(kernel, case) {
+                Ok(moved) => samples.push(&moved),
+                Err(error) if matches!(mover, Mover::Qemu { .. }) => {
+                    notes.push(format!("\nNot counted: {error}\n"));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    let ours = &samples[0];
+    for (mover, sample) in movers.iter().zip(&samples) {
+        let ratio =
+            |sample: &Sample, ours: &Sample| format!("{:.1}x", sample.median() / ours.median());
+        table.row(vec![
+            format!("{}, {}", case.name, mover.name()),
+            format!("{:.0}", sample.total_ms.median()),
+            ratio(&sample.total_ms, &ours.total_ms),
+            format!("{:.1}", sample.blackout_ms.median()),
+            format!("{:.1}", sample.blackout_ms.min()),
+            format!("{:.1}", sample.blackout_ms.max()),
+            ratio(&sample.blackout_ms, &ours.blackout_ms),
+            format!("{:.1}", sample.pause_ms.median()),
+            format!("{:.0}", sample.sent_mib.median()),
+            format!("{:.2}", sample.cpu_s.median()),
+        ]);
+    }
+    Ok(notes)
+}

@@ -26,6 +26,8 @@ pub fn of(machine: &dyn Inspect) -> Counters {
         read_bytes: get(&disk.read_bytes),
         writes: get(&disk.writes),
         written_bytes: get(&disk.written_bytes),
+        flushes: get(&disk.flushes),
+        discards: get(&disk.discards),
         errors: get(&disk.errors),
     });
     let nets = machine.nets().iter().map(|net| NetCounters {

@@ -34,6 +34,10 @@ pub struct Wish {
     pub number: u8,
     /// Settings of its disks, as `--disk` takes them.
     pub disks: Vec<String>,
+    /// Who runs it.
+    pub user: &'static str,
+    /// Whether its memory comes from the host's pool of huge pages.
+    pub hugepages: bool,
 }
 
 impl Default for Wish {
@@ -46,6 +50,8 @@ impl Default for Wish {
             memory_mib: 96,
             number: 100,
             disks: Vec::new(),
+            user: "root",
+            hugepages: false,
         }
     }
 }
@@ -72,11 +78,14 @@ impl<'lab> Guest<'lab> {
             cpus,
             memory_mib,
             number,
+            user,
+            hugepages,
             ..
         } = wish;
         let tap = format!("tap{number}");
         host.run(&format!(
-            "tunctl -t {tap} >/dev/null && brctl addif br0 {tap} && ip link set {tap} up"
+            "tunctl -t {tap} >/dev/null && brctl addif br0 {tap} && ip link set {tap} up && \
+             mkdir -p /run/{name} && chown {user} /run/{name}"
         ))?;
         let files = format!("{DATASTORE}/images/{image}");
         let root = if image == "debian" {
@@ -86,14 +95,15 @@ impl<'lab> Guest<'lab> {
         };
         let settings = wish.disks.iter();
         let disks: String = settings.flat_map(|disk| [" --disk ", disk]).collect();
+        let pages = if hugepages { "--hugepages" } else { "" };
         let line = format!(
-            "exec vmm run --name {name} --kernel {files}/{kernel} --initramfs {files}/initramfs.cpio \
-             --cpus {cpus} --memory {memory_mib} --net tap={tap},mac=52:54:00:00:00:{number:02x} \
+            "exec /opt/godwit/vmm run --name {name} --kernel {files}/{kernel} --initramfs {files}/initramfs.cpio \
+             --cpus {cpus} --memory {memory_mib} {pages} --net tap={tap},mac=52:54:00:00:00:{number:02x} \
              --cmdline '{CMDLINE} ip=10.0.0.{number}:::255.255.255.0:{name}:eth0:off {root}' \
-             --api-socket /run/{name}.sock{disks}"
+             --api-socket /run/{name}/api{disks}"
         );
         Ok(Self {
-            vmm: host.start_command(&["sh", "-c", &line])?,
+            vmm: host.start_command(&["su", "-s", "/bin/sh", "-c", &line, user])?,
             host,
             wish,
             console: RefCell::default(),
@@ -122,17 +132,26 @@ impl<'lab> Guest<'lab> {
 
     /// What one verb of `vmm ctl` says.
     pub fn control(&self, verb: &str) -> Result<String> {
-        let socket = format!("/run/{}.sock", self.wish.name);
+        let socket = format!("/run/{}/api", self.wish.name);
         self.host
             .run(&format!("vmm ctl --api-socket {socket} {verb}"))
     }
 
     /// A number of what `vmm ctl info` says.
     pub fn fact(&self, name: &str) -> Result<u64> {
-        let info: serde_json::Value =
-            serde_json::from_str(&self.control("info")?).map_err(|error| error.to_string())?;
+        let info = self.told("info")?;
         let number = info[name].as_u64();
         number.ok_or_else(|| format!("no number {name:?} in {info}").into())
+    }
+
+    /// What `vmm ctl counters` says.
+    pub fn counters(&self) -> Result<serde_json::Value> {
+        self.told("counters")
+    }
+
+    fn told(&self, verb: &str) -> Result<serde_json::Value> {
+        let told = serde_json::from_str(&self.control(verb)?);
+        Ok(told.map_err(|error| error.to_string())?)
     }
 
     /// Waits for `text` on the console, after all that was waited for before; gives what
@@ -243,7 +262,7 @@ impl Drop for Guest<'_> {
         // A host that lost its power has nothing left to clean up.
         let _ = self.kill();
         let _ = self.host.run(&format!(
-            "tunctl -d tap{} >/dev/null; rm -f /run/{}.sock",
+            "tunctl -d tap{} >/dev/null; rm -rf /run/{}",
             self.wish.number, self.wish.name
         ));
     }

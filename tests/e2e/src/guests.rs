@@ -8,6 +8,8 @@ use crate::guest::{Guest, Wish};
 
 /// Exit code of a VMM whose guest panicked.
 const PANICKED: i32 = 10;
+/// Size of a huge page.
+const HUGE_PAGE_MIB: u32 = 2;
 /// Where scenarios keep the disks that they make.
 const DISKS: &str = "/srv/vmstore/disks-of-guests";
 /// What a data disk holds, and what fio writes of it.
@@ -40,13 +42,59 @@ impl Drop for Disks<'_> {
     }
 }
 
+/// An ordinary user of the group kvm, and huge pages for one guest; all as it was
+/// before with this value.
+struct Operator<'lab>(&'lab Host);
+
+impl<'lab> Operator<'lab> {
+    const NAME: &'static str = "operator";
+
+    fn new(host: &'lab Host, memory_mib: u32) -> lab::Result<Self> {
+        let name = Self::NAME;
+        let operator = Self(host);
+        host.run(&format!(
+            "echo '{name}:x:1000:1000::/tmp:/bin/sh' >> /etc/passwd && \
+             sed -i 's/^kvm:.*/&{name}/' /etc/group"
+        ))?;
+        let pages = memory_mib / HUGE_PAGE_MIB;
+        eventually("huge pages on the host", || {
+            let reserve = format!(
+                "echo 3 > /proc/sys/vm/drop_caches; echo 1 > /proc/sys/vm/compact_memory; \
+                 echo {pages} > /proc/sys/vm/nr_hugepages; cat /proc/sys/vm/nr_hugepages"
+            );
+            (host.run(&reserve).ok()? == pages.to_string()).then_some(())
+        })?;
+        Ok(operator)
+    }
+}
+
+impl Drop for Operator<'_> {
+    fn drop(&mut self) {
+        let name = Self::NAME;
+        let _ = self.0.run(&format!(
+            "echo 0 > /proc/sys/vm/nr_hugepages; \
+             sed -i 's/{name}$//' /etc/group; sed -i '/^{name}:/d' /etc/passwd"
+        ));
+    }
+}
+
 /// From an initramfs, through a tap and the bridge, to an answer on another host; a reboot is
-/// a fresh machine in the same process, and the power button ends it.
+/// a fresh machine in the same process, and the power button ends it. No root is needed for
+/// it, and memory comes from the host's pool of huge pages.
 pub fn a_busybox_guest_answers_reboots_in_place_and_powers_off(lab: &Lab) -> Outcome {
     let [a, b, ..] = lab.hosts() else {
         return Err("two hosts are needed".into());
     };
-    let guest = Guest::start(a, Wish::default())?;
+    let wish = Wish {
+        user: Operator::NAME,
+        hugepages: true,
+        ..Wish::default()
+    };
+    let _operator = Operator::new(a, wish.memory_mib)?;
+    let said = a.run(&format!("su {} -c '/opt/godwit/vmm check'", Operator::NAME))?;
+    assert!(said.contains("stock kernels boot"), "{said}");
+    assert!(said.contains("MiB of huge pages are free"), "{said}");
+    let guest = Guest::start(a, wish)?;
     let page = guest.answers(b)?;
     assert_eq!(page.host, "web1");
     let process = guest.fact("pid")?;
@@ -57,6 +105,8 @@ pub fn a_busybox_guest_answers_reboots_in_place_and_powers_off(lab: &Lab) -> Out
     })?;
     assert_eq!(again.host, "web1");
     assert_eq!((guest.fact("reboots")?, guest.fact("pid")?), (1, process));
+    let owner = a.run(&format!("stat -c %U /proc/{process}"))?;
+    assert_eq!(owner, Operator::NAME);
     guest.control("power-button")?;
     assert_eq!(guest.ends()?, 0, "of vmm after the power button");
     Ok(())
@@ -160,6 +210,12 @@ pub fn a_debian_guest_finds_what_fio_wrote(lab: &Lab) -> Outcome {
             "blkdiscard /dev/{disk} && cmp -n {} /dev/{disk} /dev/zero",
             VERIFIED_MIB << 20
         ))?;
+    }
+    let counters = guest.counters()?;
+    for disk in counters["disks"].as_array().into_iter().flatten().skip(1) {
+        let count = |what: &str| disk[what].as_u64().unwrap_or(0);
+        assert!(count("flushes") > 0 && count("discards") > 0, "{disk}");
+        assert_eq!(count("errors"), 0, "{disk}");
     }
     let kib: u64 = a
         .run(&format!("du -k {DISKS}/data.raw | cut -f1"))?

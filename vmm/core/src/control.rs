@@ -65,6 +65,8 @@ impl Counters {
             disk.read_bytes += other.read_bytes;
             disk.writes += other.writes;
             disk.written_bytes += other.written_bytes;
+            disk.flushes += other.flushes;
+            disk.discards += other.discards;
             disk.errors += other.errors;
         }
         self.nets.resize(other.nets.len(), NetCounters::default());
@@ -89,6 +91,12 @@ pub struct DiskCounters {
     pub writes: u64,
     /// Bytes written.
     pub written_bytes: u64,
+    /// Flush requests.
+    #[serde(default)]
+    pub flushes: u64,
+    /// Requests to discard or zero a range.
+    #[serde(default)]
+    pub discards: u64,
     /// Requests that failed.
     pub errors: u64,
 }

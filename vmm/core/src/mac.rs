@@ -22,6 +22,9 @@ pub enum MacError {
         "this is a multicast MAC address; a card needs one whose first pair is even, like 52:..."
     )]
     Multicast,
+    /// All zeroes.
+    #[error("a MAC address of zeroes stands for none; write one like 52:54:00:12:34:56")]
+    Zero,
 }
 
 impl Mac {
@@ -53,6 +56,9 @@ impl FromStr for Mac {
         }
         if bytes[0] & 1 == 1 {
             return Err(MacError::Multicast);
+        }
+        if bytes == [0; 6] {
+            return Err(MacError::Zero);
         }
         Ok(Self(bytes))
     }

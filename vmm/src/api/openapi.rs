@@ -110,7 +110,7 @@ fn schemas() -> Value {
         })),
         "DiskCounters": object(&json!({
             "reads": count, "read_bytes": count, "writes": count, "written_bytes": count,
-            "errors": count
+            "flushes": count, "discards": count, "errors": count
         })),
         "Event": { "type": "object", "required": ["boottime_us", "event"], "properties": {
             "boottime_us": count,

@@ -15,7 +15,7 @@ use crate::bus::Buses;
 use crate::devices::power::{KeyboardReset, POWER_PORTS, PanicPort, PowerRegisters};
 use crate::devices::serial::{SERIAL_PORTS, SerialPort};
 use crate::devices::virtio::block::{Block, BlockCounters};
-use crate::devices::virtio::net::{MacAddress, Net, NetCounters};
+use crate::devices::virtio::net::{Net, NetCounters};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::transport::{VirtioPci, Wiring};
 use crate::error::one_line;
@@ -209,7 +209,7 @@ fn add_devices(
     let mut nets = Vec::new();
     for (n, (tap, mac)) in backends.taps.iter().enumerate() {
         let tap = tap.try_clone().map_err(device("network card"))?;
-        let net = Net::new(&format!("net{n}"), MacAddress(mac.0), tap);
+        let net = Net::new(&format!("net{n}"), *mac, tap);
         nets.push(net.counters());
         let function =
             VirtioPci::new(Box::new(net), wiring.clone()).map_err(device("network card"))?;

@@ -23,6 +23,11 @@ pub struct LeafMask {
 const FEATURE_TSC_DEADLINE: u32 = 1 << 24;
 const FEATURE_HYPERVISOR: u32 = 1 << 31;
 const FEATURE_HTT: u32 = 1 << 28;
+// AMX (Intel SDM vol. 2, CPUID leaves 7 and 0xd): the features, and the state they bring.
+const AMX_7_0_EDX: u32 = 1 << 22 | 1 << 24 | 1 << 25;
+const AMX_7_1_EAX: u32 = 1 << 21;
+const AMX_7_1_EDX: u32 = 1 << 8;
+const XCR0_TILES: u32 = 1 << 17 | 1 << 18;
 /// Leaves 0xb and 0x1f: kinds of topology level.
 const LEVEL_THREAD: u32 = 1;
 const LEVEL_CORE: u32 = 2;
@@ -50,6 +55,7 @@ pub fn of_processor(supported: &CpuId, index: u32, cpus: u32, masks: &[LeafMask]
                 entry.edx &= mask.keep[3];
             }
         }
+        hide_amx(entry);
         place(entry, index, cpus);
     }
     CpuId::from_entries(&entries).unwrap_or_else(|_| supported.clone())
@@ -82,6 +88,24 @@ fn give_topology_leaf(entries: &mut Vec<kvm_cpuid_entry2>, leaf: u32, index: u32
 /// Bits of an APIC id that tell the cores of the package apart.
 fn apic_id_bits(cpus: u32) -> u32 {
     cpus.next_power_of_two().trailing_zeros()
+}
+
+/// The tiles' state does not fit the 4 KiB of `KVM_GET_XSAVE` (api.rst, `KVM_GET_XSAVE2`), and
+/// KVM runs them only for processes that asked for it. Some versions list the features all
+/// the same.
+fn hide_amx(entry: &mut kvm_cpuid_entry2) {
+    match (entry.function, entry.index) {
+        (7, 0) => entry.edx &= !AMX_7_0_EDX,
+        (7, 1) => {
+            entry.eax &= !AMX_7_1_EAX;
+            entry.edx &= !AMX_7_1_EDX;
+        }
+        (0xd, 0) => entry.eax &= !XCR0_TILES,
+        (0xd, 17 | 18) | (0x1d | 0x1e, _) => {
+            (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0);
+        }
+        _ => {}
+    }
 }
 
 fn place(entry: &mut kvm_cpuid_entry2, index: u32, cpus: u32) {
@@ -152,6 +176,23 @@ mod tests {
         };
         let seven = find(&of_processor(&supported, 0, 1, &[mask]), 7, 0);
         assert_eq!([seven.eax, seven.ebx, seven.ecx, seven.edx], [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn no_guest_sees_tiles() {
+        let tile = kvm_cpuid_entry2 {
+            index: 17,
+            ..leaf(0xd)
+        };
+        let supported = CpuId::from_entries(&[leaf(7), leaf(0xd), tile, leaf(0x1d)]).unwrap();
+        let cpuid = of_processor(&supported, 0, 1, &[]);
+        assert_eq!(find(&cpuid, 7, 0).edx & 1 << 24, 0);
+        assert_eq!(find(&cpuid, 0xd, 0).eax & 1 << 18, 0);
+        assert_eq!(find(&cpuid, 0xd, 0).eax & 0b111, 0b111);
+        assert_eq!(
+            (find(&cpuid, 0xd, 17).eax, find(&cpuid, 0x1d, 0).ebx),
+            (0, 0)
+        );
     }
 
     proptest! {

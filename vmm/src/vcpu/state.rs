@@ -119,7 +119,8 @@ pub fn restore(fd: &VcpuFd, state: &VcpuState) -> Result<(), StateError> {
     fd.set_sregs(&state.sregs)
         .map_err(kvm("set the special registers"))?;
     // SAFETY: the structure has KVM_SET_XSAVE's fixed size; KVM needs more only for features
-    // that a process must ask for first (arch_prctl ARCH_REQ_XCOMP_GUEST_PERM), which we do not.
+    // that a process must ask for first (arch_prctl ARCH_REQ_XCOMP_GUEST_PERM), which we do not
+    // (see `cpuid`).
     unsafe { fd.set_xsave(&state.xsave) }.map_err(kvm("set the vector registers"))?;
     fd.set_xcrs(&state.xcrs)
         .map_err(kvm("set the extended registers"))?;

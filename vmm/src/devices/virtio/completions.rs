@@ -5,6 +5,7 @@ use std::sync::atomic::{Ordering, fence};
 use virtio_queue::{Error, Queue, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress};
 
+use super::ActiveQueue;
 use crate::memory::GuestMemory;
 
 const RING_HEADER: u64 = 4;
@@ -45,6 +46,15 @@ impl Completions {
         queue.set_next_used(next);
         // Moves the index past all of them.
         queue.add_used(memory, *head, *length)
+    }
+
+    /// Interrupt the driver if it wants that for what was published.
+    pub fn signal(&mut self, queue: &ActiveQueue, memory: &GuestMemory) -> Result<(), Error> {
+        if self.should_signal(&queue.queue, memory)? {
+            // A vector that cannot be raised is the driver's own doing.
+            let _ = queue.interrupt.used();
+        }
+        Ok(())
     }
 
     /// Whether the driver wants an interrupt for what was published since the last `true`.

@@ -19,7 +19,10 @@ pub mod worker;
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -41,6 +44,21 @@ pub struct ActiveQueue {
 pub trait QueueInterrupt: Send + Sync {
     /// Tell the driver that the used ring moved.
     fn used(&self) -> io::Result<()>;
+}
+
+/// Feature bits of a device with these features of its own, and those that all devices have.
+fn offer(own: &[u32]) -> u64 {
+    let common = [
+        VIRTIO_F_VERSION_1,
+        VIRTIO_RING_F_EVENT_IDX,
+        VIRTIO_RING_F_INDIRECT_DESC,
+    ];
+    let bits = common.iter().chain(own);
+    bits.fold(0, |features, bit| features | 1 << bit)
+}
+
+fn count(counter: &AtomicU64, by: u64) {
+    counter.fetch_add(by, Ordering::Relaxed);
 }
 
 /// What a device needs to run.
@@ -66,11 +84,8 @@ pub trait VirtioDevice: Send {
     /// Feature bits on offer, `VIRTIO_F_VERSION_1` included.
     fn features(&self) -> u64;
 
-    /// Read the device-specific configuration space; bytes beyond its end read as zero.
-    fn read_config(&self, offset: u64, data: &mut [u8]);
-
-    /// Write the device-specific configuration space; bytes that are not writable are dropped.
-    fn write_config(&mut self, offset: u64, data: &[u8]);
+    /// The device-specific configuration space; none of it can be written.
+    fn config(&self) -> Vec<u8>;
 
     /// Take the queues and begin to serve them.
     fn start(&mut self, activation: Activation) -> io::Result<()>;
@@ -81,7 +96,7 @@ pub trait VirtioDevice: Send {
     fn stop(&mut self) -> Vec<ActiveQueue>;
 
     /// The device back to its state at power-on; called while stopped.
-    fn reset(&mut self);
+    fn reset(&mut self) {}
 
     /// Copy the device-specific state; called while stopped. Versioned by the device.
     fn save(&self) -> Vec<u8>;

@@ -3,15 +3,13 @@
 use std::io;
 
 use serde::{Deserialize, Serialize};
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
-use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{QueueOwnedT, QueueT};
 
 use super::chain::{Buffers, Table, scatter, total};
 use super::completions::Completions;
 use super::worker::{Next, Serve, Stopping, Worker};
-use super::{Activation, ActiveQueue, VirtioDevice};
+use super::{Activation, ActiveQueue, VirtioDevice, offer};
 use crate::codec;
 use crate::memory::GuestMemory;
 
@@ -48,14 +46,12 @@ impl VirtioDevice for Rng {
     }
 
     fn features(&self) -> u64 {
-        1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC
+        offer(&[])
     }
 
-    fn read_config(&self, _offset: u64, data: &mut [u8]) {
-        data.fill(0);
+    fn config(&self) -> Vec<u8> {
+        Vec::new()
     }
-
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     fn start(&mut self, activation: Activation) -> io::Result<()> {
         if let Some(queue) = activation.queues.into_iter().next() {
@@ -77,8 +73,6 @@ impl VirtioDevice for Rng {
             .into_iter()
             .collect()
     }
-
-    fn reset(&mut self) {}
 
     fn save(&self) -> Vec<u8> {
         codec::encode(&State {
@@ -148,9 +142,7 @@ impl Server {
                 };
                 self.completions
                     .publish(&mut queue.queue, memory, &[(head, written)])?;
-                if self.completions.should_signal(&queue.queue, memory)? {
-                    let _ = queue.interrupt.used();
-                }
+                self.completions.signal(queue, memory)?;
             }
             if !queue.queue.enable_notification(memory)? {
                 return Ok(());

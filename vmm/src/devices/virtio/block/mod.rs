@@ -6,7 +6,7 @@ mod request;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use serde::{Deserialize, Serialize};
 use shared_storage::image::Disk;
@@ -15,13 +15,11 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
     VIRTIO_BLK_ID_BYTES,
 };
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
-use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use self::crew::Crew;
 use self::request::{Executor, MAX_DISCARD_SECTORS, MAX_SEGMENTS, MAX_ZEROES_SECTORS};
-use super::{Activation, ActiveQueue, VirtioDevice};
+use super::{Activation, ActiveQueue, VirtioDevice, count, offer};
 use crate::codec;
 
 /// Descriptors per queue.
@@ -52,10 +50,6 @@ pub struct BlockCounters {
     pub errors: AtomicU64,
     /// Times a request had to wait because the gate was shut.
     pub gate_waits: AtomicU64,
-}
-
-fn count(counter: &AtomicU64, by: u64) {
-    counter.fetch_add(by, Ordering::Relaxed);
 }
 
 /// A virtio block device.
@@ -103,8 +97,34 @@ impl Block {
     pub fn counters(&self) -> Arc<BlockCounters> {
         self.counters.clone()
     }
+}
 
-    fn config(&self) -> [u8; CONFIG_BYTES] {
+impl VirtioDevice for Block {
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_BLOCK
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &self.queue_sizes
+    }
+
+    fn features(&self) -> u64 {
+        let mut bits = vec![
+            VIRTIO_BLK_F_SEG_MAX,
+            VIRTIO_BLK_F_BLK_SIZE,
+            VIRTIO_BLK_F_TOPOLOGY,
+            VIRTIO_BLK_F_FLUSH,
+            VIRTIO_BLK_F_MQ,
+        ];
+        if self.disk.readonly() {
+            bits.push(VIRTIO_BLK_F_RO);
+        } else {
+            bits.extend([VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES]);
+        }
+        offer(&bits)
+    }
+
+    fn config(&self) -> Vec<u8> {
         let align = self.disk.preferred_align() as u32;
         let exponent = (align / SECTOR as u32).trailing_zeros() as u8;
         let mut config = [0; CONFIG_BYTES];
@@ -120,49 +140,8 @@ impl Block {
         put(48, &MAX_ZEROES_SECTORS.to_le_bytes());
         put(52, &MAX_SEGMENTS.to_le_bytes());
         put(56, &[1]);
-        config
+        config.to_vec()
     }
-}
-
-impl VirtioDevice for Block {
-    fn device_type(&self) -> u32 {
-        VIRTIO_ID_BLOCK
-    }
-
-    fn queue_sizes(&self) -> &[u16] {
-        &self.queue_sizes
-    }
-
-    fn features(&self) -> u64 {
-        let mut bits = vec![
-            VIRTIO_F_VERSION_1,
-            VIRTIO_RING_F_EVENT_IDX,
-            VIRTIO_RING_F_INDIRECT_DESC,
-            VIRTIO_BLK_F_SEG_MAX,
-            VIRTIO_BLK_F_BLK_SIZE,
-            VIRTIO_BLK_F_TOPOLOGY,
-            VIRTIO_BLK_F_FLUSH,
-            VIRTIO_BLK_F_MQ,
-        ];
-        if self.disk.readonly() {
-            bits.push(VIRTIO_BLK_F_RO);
-        } else {
-            bits.extend([VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES]);
-        }
-        bits.iter().fold(0, |features, bit| features | 1 << bit)
-    }
-
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = self.config();
-        for (byte, at) in data.iter_mut().zip(offset..) {
-            *byte = usize::try_from(at)
-                .ok()
-                .and_then(|at| config.get(at).copied())
-                .unwrap_or(0);
-        }
-    }
-
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     fn start(&mut self, activation: Activation) -> io::Result<()> {
         self.disk.acquire().map_err(io::Error::other)?;

@@ -9,9 +9,9 @@ use std::time::Duration;
 use tracing::warn;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::MacAddress;
 use crate::devices::virtio::tap::{HEADER_BYTES, Tap};
 use crate::devices::virtio::worker::wait;
+use vmm_core::mac::Mac;
 
 /// Pauses after each announcement but the last. The first frames may meet a port that is
 /// not forwarding yet.
@@ -32,7 +32,7 @@ pub(super) struct Announcer {
 }
 
 impl Announcer {
-    pub(super) fn start(name: &str, mac: MacAddress, tap: Tap) -> io::Result<Self> {
+    pub(super) fn start(name: &str, mac: Mac, tap: Tap) -> io::Result<Self> {
         let stop = EventFd::new(EFD_NONBLOCK)?;
         let stopped = stop.try_clone()?;
         let thread = thread::Builder::new()
@@ -54,7 +54,7 @@ impl Drop for Announcer {
     }
 }
 
-fn run(mac: MacAddress, tap: &Tap, stop: &EventFd) {
+fn run(mac: Mac, tap: &Tap, stop: &EventFd) {
     let packet = reverse_arp(mac);
     let piece = libc::iovec {
         iov_base: packet.as_ptr().cast_mut().cast(),
@@ -77,7 +77,7 @@ fn run(mac: MacAddress, tap: &Tap, stop: &EventFd) {
 }
 
 /// A reverse ARP request of `mac` for itself, behind an empty virtio header.
-pub(super) fn reverse_arp(mac: MacAddress) -> Vec<u8> {
+pub(super) fn reverse_arp(mac: Mac) -> Vec<u8> {
     let mut packet = vec![0; HEADER_BYTES];
     packet.extend_from_slice(&[0xff; 6]);
     packet.extend_from_slice(&mac.0);

@@ -6,67 +6,27 @@ mod receive;
 mod transmit;
 
 use std::io;
-use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use serde::{Deserialize, Serialize};
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
     VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
     VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
-use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use vmm_core::mac::Mac;
 
 use self::announce::Announcer;
 use super::tap::{Offloads, Tap};
 use super::worker::Worker;
-use super::{Activation, ActiveQueue, VirtioDevice};
+use super::{Activation, ActiveQueue, VirtioDevice, count, offer};
 use crate::codec;
 
 const RECEIVE: u16 = 0;
 const QUEUE_SIZES: [u16; 2] = [256, 256];
 const STATE_VERSION: u16 = 1;
-
-/// An Ethernet address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MacAddress(pub [u8; 6]);
-
-/// Not a usable Ethernet address.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not the MAC address of one interface; write it like 52:54:00:12:34:56")]
-pub struct BadMac(String);
-
-impl FromStr for MacAddress {
-    type Err = BadMac;
-
-    fn from_str(text: &str) -> Result<Self, BadMac> {
-        let bad = || BadMac(text.to_owned());
-        let mut bytes = [0; 6];
-        let mut parts = text.split(':');
-        for byte in &mut bytes {
-            let part = parts
-                .next()
-                .filter(|part| part.len() == 2)
-                .ok_or_else(bad)?;
-            *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
-        }
-        // Bit 0 of the first byte marks groups; all zeroes means none.
-        if parts.next().is_some() || bytes[0] & 1 != 0 || bytes == [0; 6] {
-            return Err(bad());
-        }
-        Ok(Self(bytes))
-    }
-}
-
-impl std::fmt::Display for MacAddress {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let parts = self.0.map(|byte| format!("{byte:02x}"));
-        f.write_str(&parts.join(":"))
-    }
-}
 
 /// What a network device has done so far. Directions as the guest sees them.
 #[derive(Debug, Default)]
@@ -83,14 +43,10 @@ pub struct NetCounters {
     pub dropped: AtomicU64,
 }
 
-fn count(counter: &AtomicU64, by: u64) {
-    counter.fetch_add(by, Ordering::Relaxed);
-}
-
 /// A virtio network device.
 pub struct Net {
     name: String,
-    mac: MacAddress,
+    mac: Mac,
     tap: Tap,
     counters: Arc<NetCounters>,
     workers: Vec<Worker>,
@@ -100,12 +56,12 @@ pub struct Net {
 #[derive(Serialize, Deserialize)]
 struct State {
     version: u16,
-    mac: MacAddress,
+    mac: [u8; 6],
 }
 
 impl Net {
     /// A device with address `mac` on `tap`. `name` names its threads.
-    pub fn new(name: &str, mac: MacAddress, tap: Tap) -> Self {
+    pub fn new(name: &str, mac: Mac, tap: Tap) -> Self {
         Self {
             name: name.to_owned(),
             mac,
@@ -153,10 +109,7 @@ impl VirtioDevice for Net {
     }
 
     fn features(&self) -> u64 {
-        [
-            VIRTIO_F_VERSION_1,
-            VIRTIO_RING_F_EVENT_IDX,
-            VIRTIO_RING_F_INDIRECT_DESC,
+        offer(&[
             VIRTIO_NET_F_MAC,
             VIRTIO_NET_F_STATUS,
             VIRTIO_NET_F_MRG_RXBUF,
@@ -168,24 +121,13 @@ impl VirtioDevice for Net {
             VIRTIO_NET_F_GUEST_TSO4,
             VIRTIO_NET_F_GUEST_TSO6,
             VIRTIO_NET_F_GUEST_ECN,
-        ]
-        .iter()
-        .fold(0, |features, bit| features | 1 << bit)
+        ])
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let mut config = [0; 8];
-        config[..6].copy_from_slice(&self.mac.0);
-        config[6..].copy_from_slice(&(VIRTIO_NET_S_LINK_UP as u16).to_le_bytes());
-        for (byte, at) in data.iter_mut().zip(offset..) {
-            *byte = usize::try_from(at)
-                .ok()
-                .and_then(|at| config.get(at).copied())
-                .unwrap_or(0);
-        }
+    fn config(&self) -> Vec<u8> {
+        let status = (VIRTIO_NET_S_LINK_UP as u16).to_le_bytes();
+        [&self.mac.0[..], &status].concat()
     }
-
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     fn start(&mut self, activation: Activation) -> io::Result<()> {
         let has = |bit: u32| activation.features & 1 << bit != 0;
@@ -216,19 +158,17 @@ impl VirtioDevice for Net {
         self.workers.drain(..).filter_map(Worker::stop).collect()
     }
 
-    fn reset(&mut self) {}
-
     fn save(&self) -> Vec<u8> {
         codec::encode(&State {
             version: STATE_VERSION,
-            mac: self.mac,
+            mac: self.mac.0,
         })
         .expect("a few bytes are below the codec limit")
     }
 
     fn restore(&mut self, state: &[u8]) -> io::Result<()> {
         let state: State = codec::decode(state)?;
-        if (state.version, state.mac) == (STATE_VERSION, self.mac) {
+        if (state.version, state.mac) == (STATE_VERSION, self.mac.0) {
             return Ok(());
         }
         Err(io::Error::new(
@@ -236,7 +176,9 @@ impl VirtioDevice for Net {
             format!(
                 "the saved network device (version {}, MAC {}) is not this one (version \
                  {STATE_VERSION}, MAC {})",
-                state.version, state.mac, self.mac
+                state.version,
+                Mac(state.mac),
+                self.mac
             ),
         ))
     }

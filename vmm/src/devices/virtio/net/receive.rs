@@ -86,7 +86,7 @@ impl Server {
                     self.pending = 0;
                     delivered += 1;
                     if delivered % BATCH == 0 {
-                        self.signal(queue, memory)?;
+                        self.completions.signal(queue, memory)?;
                     }
                 }
                 Delivered::Dropped => {
@@ -171,17 +171,6 @@ impl Server {
             .publish(&mut queue.queue, memory, &[(head, 0)])?;
         Ok(Delivered::Dropped)
     }
-
-    fn signal(
-        &mut self,
-        queue: &ActiveQueue,
-        memory: &GuestMemory,
-    ) -> Result<(), virtio_queue::Error> {
-        if self.completions.should_signal(&queue.queue, memory)? {
-            let _ = queue.interrupt.used();
-        }
-        Ok(())
-    }
 }
 
 /// Ask to be told of buffers beyond those already there; `true` if some came meanwhile.
@@ -213,7 +202,7 @@ impl Serve for Server {
         stopping: &Stopping,
     ) -> Next {
         let next = self.pump(queue, memory, stopping).unwrap_or(Next::Broken);
-        match self.signal(queue, memory) {
+        match self.completions.signal(queue, memory) {
             Ok(()) => next,
             Err(_) => Next::Broken,
         }

@@ -11,7 +11,7 @@ use super::super::worker::{Serve, Stopping};
 use super::announce::{ROUNDS, reverse_arp};
 use super::*;
 
-const MAC: MacAddress = MacAddress([0x52, 0x54, 0, 1, 2, 3]);
+const MAC: Mac = Mac([0x52, 0x54, 0, 1, 2, 3]);
 const ALL: u64 = u64::MAX;
 const TX: usize = 1;
 
@@ -39,24 +39,6 @@ fn receive(from: &UnixDatagram) -> Vec<u8> {
     });
     packet.truncate(bytes.unwrap());
     packet
-}
-
-#[test]
-fn addresses_are_checked() {
-    assert_eq!("52:54:00:01:02:03".parse(), Ok(MAC));
-    assert_eq!(MAC.to_string(), "52:54:00:01:02:03");
-    for bad in [
-        "",
-        "52:54:00:01:02",
-        "52:54:00:01:02:03:04",
-        "01:00:00:00:00:00",
-        "5:4:0:1:2:3",
-        "00:00:00:00:00:00",
-        "52-54-00-01-02-03",
-        "zz:54:00:01:02:03",
-    ] {
-        assert!(bad.parse::<MacAddress>().is_err(), "{bad}");
-    }
 }
 
 #[test]

@@ -106,12 +106,8 @@ impl Serve for Server {
         stopping: &Stopping,
     ) -> Next {
         let next = self.drain(queue, memory, stopping).unwrap_or(Next::Broken);
-        match self.completions.should_signal(&queue.queue, memory) {
-            Ok(true) => {
-                let _ = queue.interrupt.used();
-                next
-            }
-            Ok(false) => next,
+        match self.completions.signal(queue, memory) {
+            Ok(()) => next,
             Err(_) => Next::Broken,
         }
     }

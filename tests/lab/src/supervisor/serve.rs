@@ -1,134 +1,25 @@
-//! The process that holds a lab started by `lab up`, and the conversation with it.
-//!
-//! One connection per act: a line of JSON asks ([`Request`]), frames of the agent's kind answer:
-//! output, error text, and the end with an exit code. A running command's input goes the same way
-//! back, so that `lab exec` feels like ssh.
+//! The supervisor's side: does what is asked, one connection per act.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::AsRawFd;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use lab_agent::Ended;
 use lab_agent::frame::{Frame, Kind, PAYLOAD_LIMIT_BYTES};
-use serde::{Deserialize, Serialize};
 
+use super::{Fault, Request, ShortPath};
 use crate::agent::{Event, Running};
-use crate::artefacts::build_directory;
 use crate::error::During;
-use crate::host::{Cable, Direction, Host};
-use crate::{Lab, LabError, Result};
+use crate::host::{Cable, Host};
+use crate::{Lab, Result};
 
 /// Longest request line.
 const REQUEST_LIMIT_BYTES: u64 = 1 << 20;
 /// How long a command may run for a connected person.
 const COMMAND_LIMIT: Duration = Duration::from_hours(24);
-
-/// What a person may ask of a running lab.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Request {
-    /// A table of the hosts.
-    Status,
-    /// Run a command in a host.
-    Exec {
-        /// Which host.
-        host: String,
-        /// Program and arguments.
-        command: Vec<String>,
-    },
-    /// Copy a file of this machine into a host.
-    Push {
-        /// Which host.
-        host: String,
-        /// Absolute path here.
-        from: PathBuf,
-        /// Path there.
-        to: String,
-    },
-    /// Write a file of a host to standard output.
-    Pull {
-        /// Which host.
-        host: String,
-        /// Path there.
-        path: String,
-    },
-    /// Cut a cable, or heal it.
-    Cut {
-        /// Which host.
-        host: String,
-        /// Which cable; both if none is named.
-        cable: Option<Cable>,
-        /// Which way.
-        direction: Direction,
-        /// Whether to cut; otherwise heal.
-        cut: bool,
-    },
-    /// Something that befalls one host.
-    Fault {
-        /// Which host.
-        host: String,
-        /// What.
-        fault: Fault,
-    },
-    /// Cut the power of the storage host, start it again and serve.
-    RestartStorage,
-    /// Undo every fault.
-    Restore,
-    /// Build our programs again and put them into every host.
-    Refresh,
-    /// Copy the logs inside the hosts to `build/lab/NAME/`.
-    Logs,
-    /// Where the serial console's socket of a host is.
-    Console {
-        /// Which host.
-        host: String,
-    },
-    /// End everything.
-    Down,
-}
-
-/// What can befall a host.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Fault {
-    /// [`Host::freeze`]
-    Freeze,
-    /// [`Host::thaw`]
-    Thaw,
-    /// [`Host::stop_clock`]
-    StopClock,
-    /// [`Host::start_clock`]
-    StartClock,
-    /// [`Host::power_off`]
-    PowerOff,
-    /// [`Host::power_on`], then the datastore is mounted or served.
-    PowerOn,
-}
-
-/// A directory kept open, so that sockets in it are reached by a path short enough for the
-/// kernel (108 bytes) wherever the workspace lies.
-struct ShortPath(File, String);
-
-impl ShortPath {
-    fn to_socket(name: &str) -> Result<Self> {
-        let directory = build_directory().join("lab");
-        std::fs::create_dir_all(&directory).during("create", &directory)?;
-        Ok(Self(
-            File::open(&directory).during("open", &directory)?,
-            format!("{name}.socket"),
-        ))
-    }
-
-    fn path(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/self/fd/{}/{}", self.0.as_raw_fd(), self.1))
-    }
-}
 
 /// Serves a lab until it is told to end, or nobody has asked anything for `idle_limit`.
 pub fn serve(lab: Lab, name: &str, idle_limit: Duration) -> Result<()> {
@@ -342,77 +233,4 @@ fn relay(running: &Running, mut from: BufReader<&UnixStream>, to: &UnixStream) -
         let _ = stop.shutdown(std::net::Shutdown::Read);
         ended
     })
-}
-
-/// Asks the supervisor of the lab `name`; copies output and errors to where they are told, and
-/// `input`, if any, to the command. Gives the exit code.
-pub fn ask(
-    name: &str,
-    request: &Request,
-    input: Option<Box<dyn Read + Send>>,
-    output: &mut dyn Write,
-    errors: &mut dyn Write,
-) -> Result<i32> {
-    let mut connection = connect(name)?;
-    let mut line = serde_json::to_string(request).map_err(|error| error.to_string())?;
-    line.push('\n');
-    connection
-        .write_all(line.as_bytes())
-        .during("ask", "the lab's supervisor")?;
-    if let Some(mut input) = input {
-        let writing = Mutex::new(
-            connection
-                .try_clone()
-                .during("ask", "the lab's supervisor")?,
-        );
-        thread::spawn(move || {
-            let mut writing = writing.into_inner().unwrap_or_else(PoisonError::into_inner);
-            let mut buffer = vec![0; PAYLOAD_LIMIT_BYTES];
-            loop {
-                let bytes = input.read(&mut buffer).unwrap_or(0);
-                if Frame::new(Kind::Input, 0, &buffer[..bytes])
-                    .write(&mut writing)
-                    .is_err()
-                    || bytes == 0
-                {
-                    return;
-                }
-            }
-        });
-    }
-    loop {
-        let gone = |cause| LabError::Agent {
-            host: "the supervisor".into(),
-            cause,
-        };
-        let frame = Frame::read(&mut connection).map_err(gone)?;
-        match frame.kind {
-            Kind::Output => output
-                .write_all(&frame.payload)
-                .and_then(|()| output.flush())
-                .during("write", "output")?,
-            Kind::Error => errors.write_all(&frame.payload).during("write", "errors")?,
-            Kind::Exit => {
-                return Ok(match serde_json::from_slice(&frame.payload) {
-                    Ok(Ended::Code(code)) => code,
-                    Ok(Ended::Signal(signal)) => 128 + signal,
-                    Ok(Ended::NotStarted(why)) => return Err(why.into()),
-                    Err(error) => return Err(error.to_string().into()),
-                });
-            }
-            _ => {}
-        }
-    }
-}
-
-/// Connects to the supervisor of the lab `name`.
-fn connect(name: &str) -> Result<UnixStream> {
-    let socket = ShortPath::to_socket(name)?;
-    UnixStream::connect(socket.path())
-        .map_err(|_| LabError::Other(format!("no lab {name} is up; start one with `lab up`")))
-}
-
-/// Whether a lab of this name is up.
-pub fn is_up(name: &str) -> bool {
-    connect(name).is_ok()
 }

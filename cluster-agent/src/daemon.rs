@@ -94,6 +94,9 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         keeper,
         bridge: Bridge::open_or_create(&config.bridge)?,
         vmm: config.vmm_program(),
+        address: facts.address,
+        identity: config.identity_dir(),
+        tls: tls.client.clone(),
         driver: driver.clone(),
         store: store.clone(),
     });

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use cluster_core::brain::Brain;
 use cluster_core::event::{Action, Event, Record, StopHow};
+use cluster_core::messages::MoveOutcome;
 use cluster_core::model::{Desired, GuestId, HostId};
 use shared_storage::StoreError;
 use shared_storage::clock::boottime_us;
 use shared_storage::lease::{HeldLease, LeaseFiles, Notice, Seen};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 use tracing::{error, info, warn};
 
@@ -21,6 +22,8 @@ use crate::history::History;
 use crate::host_load;
 use crate::inventory::Reading;
 use crate::mail::{Letter, Outbox};
+use crate::migration::departure::Departure;
+use crate::migration::view::{Berth, MigrationView, Ordered};
 use crate::picture::Picture;
 
 /// The brain is told the time so often.
@@ -56,6 +59,24 @@ pub enum Input {
     Forgive(GuestId),
     /// Somebody wants to know something of the brain, or have it do something.
     Ask(Question),
+    /// The operator wants a guest elsewhere.
+    Migrate {
+        /// Which guest.
+        guest: GuestId,
+        /// Where to, if that matters.
+        to: Option<HostId>,
+        /// Takes what was ordered, or why nothing was.
+        reply: oneshot::Sender<Result<Ordered, String>>,
+    },
+    /// Another host wants to send us a guest.
+    Arrive {
+        /// Which guest.
+        guest: GuestId,
+        /// Takes where it is waited for, or why it is not.
+        reply: oneshot::Sender<Result<Berth, String>>,
+    },
+    /// How a migration out of this host goes.
+    Migration(GuestId, MigrationView),
 }
 
 /// What is asked of the brain, with the time.
@@ -72,6 +93,7 @@ pub struct Driver {
     leadership: Option<HeldLease>,
     reading: Reading,
     observed: BTreeMap<GuestId, Observed>,
+    migrations: BTreeMap<GuestId, MigrationView>,
     picture: watch::Sender<Picture>,
     drawn: Instant,
     measured: Instant,
@@ -97,6 +119,7 @@ impl Driver {
             leadership: None,
             reading: Reading::default(),
             observed: BTreeMap::new(),
+            migrations: BTreeMap::new(),
             picture,
             drawn: Instant::now(),
             measured: Instant::now(),
@@ -191,7 +214,56 @@ impl Driver {
             Input::Leads(lease) => self.leadership = Some(lease),
             Input::Forgive(guest) => self.brain.forgive(Some(&guest)),
             Input::Ask(question) => question(&mut self.brain, now_us),
+            Input::Migrate { guest, to, reply } => self.order_migration(&guest, to.as_ref(), reply),
+            Input::Arrive { guest, reply } => match self.brain.may_arrive(&guest) {
+                Ok(()) => self.guests.arrive(&guest, reply),
+                Err(why) => drop(reply.send(Err(why))),
+            },
+            Input::Migration(guest, view) => {
+                self.migrations.insert(guest, view);
+                self.draw();
+            }
         }
+    }
+
+    fn order_migration(
+        &mut self,
+        guest: &GuestId,
+        to: Option<&HostId>,
+        reply: oneshot::Sender<Result<Ordered, String>>,
+    ) {
+        let ordered = self.brain.migrate(guest, to, "the operator wants it there");
+        let answer = ordered.map(|(one, number, actions)| {
+            for action in actions {
+                self.carry_out(action);
+            }
+            let (from, to) = (one.from, one.to);
+            Ordered { from, to, number }
+        });
+        // Nobody waits for the answer any more when the operator has gone.
+        let _ = reply.send(answer);
+    }
+
+    fn migrate(&mut self, guest: GuestId, to: HostId, number: u64) {
+        let Some(address) = self.reading.hosts.get(&to).map(|host| host.address) else {
+            let why = format!("{to} is no member any more");
+            let outcome = MoveOutcome::Failed { why };
+            return self.step(boottime_us(), Event::Migrated { guest, outcome });
+        };
+        let departure = Departure {
+            host: self.host.clone(),
+            guest: guest.clone(),
+            to,
+            address,
+            number,
+        };
+        let driver = self.host.driver.clone();
+        tokio::spawn(async move {
+            let outcome = departure.run().await;
+            let event = Event::Migrated { guest, outcome };
+            // Fails only when the agent is ending.
+            let _ = driver.send(Input::Brain(boottime_us(), event)).await;
+        });
     }
 
     fn take_inventory(&mut self, now_us: u64, reading: Reading) {
@@ -287,6 +359,15 @@ impl Driver {
             } => {
                 self.guests.start(&guest, from_epoch, because);
             }
+            Action::Migrate {
+                guest,
+                to,
+                number,
+                because,
+            } => {
+                info!(guest, to, because, "migrates");
+                self.migrate(guest, to, number);
+            }
             Action::Stop {
                 guest,
                 how,
@@ -305,7 +386,13 @@ impl Driver {
     }
 
     fn draw(&self) {
-        let picture = Picture::draw(&self.me, &self.brain, &self.reading, &self.observed);
+        let picture = Picture::draw(
+            &self.me,
+            &self.brain,
+            &self.reading,
+            &self.observed,
+            &self.migrations,
+        );
         self.picture.send_replace(picture);
     }
 }

@@ -12,6 +12,7 @@ use crate::api::views::{BalanceView, ClusterView, GuestView, HostView, Problem};
 use crate::drs::view::DrsView;
 use crate::guests::Observed;
 use crate::inventory::Reading;
+use crate::migration::view::MigrationView;
 
 /// The cluster as this host sees it. Only the leader's is whole.
 #[derive(Debug, Clone, Default)]
@@ -24,6 +25,8 @@ pub struct Picture {
     pub members: BTreeMap<HostId, SocketAddr>,
     /// What the API says; the datastore's part is filled in by the API itself.
     pub view: ClusterView,
+    /// Migrations out of this host: the last one of each guest.
+    pub migrations: BTreeMap<GuestId, MigrationView>,
     /// What balancing has planned and does, if this host leads.
     pub drs: Option<DrsView>,
 }
@@ -35,6 +38,7 @@ impl Picture {
         brain: &Brain,
         reading: &Reading,
         observed: &BTreeMap<GuestId, Observed>,
+        migrations: &BTreeMap<GuestId, MigrationView>,
     ) -> Self {
         let members: BTreeMap<_, _> = reading
             .hosts
@@ -65,6 +69,7 @@ impl Picture {
                 }),
                 problems,
             },
+            migrations: migrations.clone(),
             drs: DrsView::draw(brain),
         }
     }

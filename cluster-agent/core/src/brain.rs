@@ -13,13 +13,14 @@ use alloc::vec::Vec;
 use storage_core::hold::Hold;
 
 use crate::admission::{Admission, Admitted, Refusal, Reserve};
+use crate::balance::Move;
 use crate::drs::Drs;
 use crate::event::{Action, Event, Level, Record, StopHow};
 use crate::health::{Change, HostState, Peer, Wanted};
 use crate::leader::{Contest, vacancy};
 use crate::leading::Leading;
 use crate::member::Member;
-use crate::messages::{Beat, HostNote, Incarnation, LeaseSeen, Message};
+use crate::messages::{Beat, HostNote, Incarnation, LeaseSeen, Message, MoveOutcome};
 use crate::model::{Cluster, Guest, GuestId, HostId, Resources};
 use crate::observation::Observation;
 use crate::settings::{Inventory, IsolationResponse, Settings, Waits};
@@ -147,6 +148,37 @@ impl Brain {
         Some(verdict)
     }
 
+    /// On the leader: migrate a guest, to the best host if none is named. Answers where it is,
+    /// where it goes and the number of the order; how it went is told by the history.
+    pub fn migrate(
+        &mut self,
+        guest: &GuestId,
+        to: Option<&HostId>,
+        because: &str,
+    ) -> Result<(Move, u64, Vec<Action>), String> {
+        if !self.leads() {
+            return Err(format!("{} does not lead the cluster", self.me));
+        }
+        let leading = self.leading.as_mut().ok_or("no leader")?;
+        let one = leading.choose_move(guest, to)?;
+        let (number, order) = leading.order_move(self.now_us, &one, because);
+        let mut actions = Vec::new();
+        match order {
+            Action::Send { to, message } => self.send_or_take(to, message, &mut actions),
+            other => actions.push(other),
+        }
+        Ok((one, number, actions))
+    }
+
+    /// May this guest come to this host by live migration?
+    pub fn may_arrive(&self, guest: &GuestId) -> Result<(), String> {
+        let inventory = self.inventory.as_ref();
+        let inventory = inventory.ok_or("this host has not read the datastore yet")?;
+        let may_act = self.hold.is_live(self.now_us);
+        self.member
+            .may_arrive((&self.me, may_act), inventory, guest)
+    }
+
     /// On the leader: may this host be emptied for maintenance under the admission policy?
     pub fn may_rest(&self, host: &str) -> Option<Result<(), Refusal>> {
         let policy = self.settings().admission;
@@ -217,6 +249,12 @@ impl Brain {
             Event::Local { guest, now } => self.member.local(guest, now),
             Event::Counted { guest, counted } => self.member.counted(guest, counted),
             Event::HostCounted(counted) => self.member.host_counted(counted),
+            Event::Migrated { guest, outcome } => {
+                if let Some(ended) = self.member.migrated(&guest, outcome) {
+                    actions.push(Action::Record(ended.record));
+                    self.send_or_take(ended.ordered_by, Message::Moved(ended.answer), actions);
+                }
+            }
             Event::StartDone { guest, outcome } => {
                 if let Some((to, answer)) = self.member.start_done(&guest, outcome) {
                     self.send_or_take(to, Message::Started(answer), actions);
@@ -308,6 +346,21 @@ impl Brain {
                     Err(refusal) => {
                         self.send_or_take(from.clone(), Message::Started(refusal), actions);
                     }
+                }
+            }
+            Message::Move(order) => match self.member.ordered_move(from, &order) {
+                Ok(migrate) => actions.extend(migrate),
+                Err(refusal) => {
+                    if let MoveOutcome::Failed { why } = &refusal.outcome {
+                        let text = format!("is not migrated to {}: {why}", refusal.to);
+                        record(actions, Level::Warning, &refusal.guest, text);
+                    }
+                    self.send_or_take(from.clone(), Message::Moved(refusal), actions);
+                }
+            },
+            Message::Moved(answer) => {
+                if let Some(leading) = &mut self.leading {
+                    actions.extend(leading.moved(now_us, &answer));
                 }
             }
             Message::Started(answer) => {

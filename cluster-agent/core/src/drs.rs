@@ -27,6 +27,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 pub use acting::UnderWay;
+pub use feasible::check;
 pub use round::{Numbered, Round};
 pub use settings::{Automation, DrsSettings};
 

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use storage_core::hold::Hold;
 use storage_core::record::HeartbeatRecord;
 
-use crate::messages::{HostNote, LeaseSeen, LocalGuest, Message, StartOutcome};
+use crate::messages::{HostNote, LeaseSeen, LocalGuest, Message, MoveOutcome, StartOutcome};
 use crate::model::{GuestId, HostId};
 use crate::observation::{Counted, HostCounted};
 use crate::settings::Inventory;
@@ -74,6 +74,13 @@ pub enum Event {
         /// How it went.
         outcome: StartOutcome,
     },
+    /// How an [`Action::Migrate`] went.
+    Migrated {
+        /// Which guest.
+        guest: GuestId,
+        /// How it went.
+        outcome: MoveOutcome,
+    },
 }
 
 /// What the brain wants done. Each is carried out in order; none waits for another.
@@ -115,6 +122,17 @@ pub enum Action {
         guest: GuestId,
         /// The lease epoch to take over from.
         from_epoch: u64,
+        /// Why.
+        because: String,
+    },
+    /// Migrate this guest of ours to another host, then deliver [`Event::Migrated`].
+    Migrate {
+        /// Which guest.
+        guest: GuestId,
+        /// Where to.
+        to: HostId,
+        /// What the order is known by.
+        number: u64,
         /// Why.
         because: String,
     },

@@ -5,17 +5,22 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use crate::balance::Move;
 use crate::demand::Smoothing;
-use crate::drs::Drs;
+use crate::drs::{Drs, check};
 use crate::event::{Action, Level, Record};
 use crate::failover::{Decision, Failover, Situation};
 use crate::health::{HostState, Peer};
 use crate::messages::{
-    Holder, Incarnation, LeaseSeen, Message, Report, StartAnswer, StartOrder, StartOutcome,
+    Holder, Incarnation, LeaseSeen, Message, MoveAnswer, MoveOrder, MoveOutcome, Report,
+    StartAnswer, StartOrder, StartOutcome,
 };
 use crate::model::{Cluster, Desired, GuestId, Host, HostId, HostMode};
+use crate::moves::Orders;
 use crate::observation::Observation;
 use crate::owners::{Owners, Whereabouts};
+use crate::placement::{place, usage};
+use crate::rules::RuleBook;
 use crate::settings::{Inventory, Settings, Waits};
 
 /// A lease that could not be read is asked for again after so long.
@@ -41,6 +46,9 @@ pub struct Leading {
     observation: Observation,
     smoothing: Smoothing,
     drs: Drs,
+    moves: Orders,
+    /// Number of the last order to migrate.
+    last_order: u64,
     /// What was seen of the hosts last: mode, incarnation, leases lapsed.
     hosts_seen: Vec<(HostMode, Option<Incarnation>, bool)>,
     changed: bool,
@@ -62,6 +70,8 @@ impl Leading {
             observation: Observation::default(),
             smoothing: Smoothing::default(),
             drs: Drs::default(),
+            moves: Orders::default(),
+            last_order: 0,
             hosts_seen: Vec::new(),
             changed: true,
             next_look_us: 0,
@@ -191,6 +201,63 @@ impl Leading {
         actions
     }
 
+    /// A member answered an order to migrate.
+    pub fn moved(&mut self, now_us: u64, answer: &MoveAnswer) -> Vec<Action> {
+        self.changed = true;
+        self.moves.answered(answer.number);
+        if let MoveOutcome::Failed { why } = &answer.outcome {
+            self.drs.failed(now_us, &answer.guest, why);
+        }
+        Vec::from([Action::ReadLeases {
+            guests: Vec::from([answer.guest.clone()]),
+        }])
+    }
+
+    /// A migration that may be carried out now: to that host, or to the best.
+    pub fn choose_move(&self, guest: &GuestId, to: Option<&HostId>) -> Result<Move, String> {
+        let known = self.cluster.guests.get(guest);
+        let known = known.ok_or_else(|| format!("there is no guest {guest}"))?;
+        let from = known.host.clone();
+        let from = from.ok_or_else(|| format!("{guest} does not run; start it instead"))?;
+        let to = match to {
+            Some(to) if *to == from => return Err(format!("{guest} is on {to} already")),
+            Some(to) if !self.cluster.hosts.contains_key(to) => {
+                return Err(format!("there is no host {to}"));
+            }
+            Some(to) => to.clone(),
+            None => self.best_other(guest, &from)?,
+        };
+        let one = Move {
+            guest: guest.clone(),
+            from,
+            to,
+        };
+        check(&self.cluster, core::slice::from_ref(&one))?;
+        Ok(one)
+    }
+
+    fn best_other(&self, guest: &GuestId, from: &HostId) -> Result<HostId, String> {
+        let book = RuleBook::new(&self.cluster.rules);
+        let avoid = [from.clone()].into();
+        place(&self.cluster, &book, &usage(&self.cluster), guest, &avoid)
+            .map(|choice| choice.host)
+            .map_err(|nowhere| format!("no other host will do: {}", nowhere.because))
+    }
+
+    /// Has a migration carried out.
+    pub fn order_move(&mut self, now_us: u64, one: &Move, because: &str) -> (u64, Action) {
+        self.last_order = now_us.max(self.last_order + 1);
+        let order = MoveOrder {
+            guest: one.guest.clone(),
+            to: one.to.clone(),
+            number: self.last_order,
+            leader_epoch: self.epoch,
+            because: because.into(),
+        };
+        let send = self.moves.give(now_us, one.from.clone(), order);
+        (self.last_order, send)
+    }
+
     /// Looks at the cluster anew and restarts what has to be.
     pub fn step(
         &mut self,
@@ -202,6 +269,12 @@ impl Leading {
     ) -> Vec<Action> {
         let mut actions = Vec::new();
         self.see_hosts(now_us, me.0, peers, t);
+        let guests = &self.cluster.guests;
+        let has = |host: &HostId, guest: &GuestId| {
+            let guest = guests.get(guest);
+            guest.is_some_and(|guest| guest.host.as_ref() == Some(host))
+        };
+        actions.extend(self.moves.repeat(now_us, has));
         if !self.changed && now_us < self.next_look_us {
             return actions;
         }

@@ -18,6 +18,7 @@ mod leading;
 mod member;
 pub mod messages;
 pub mod model;
+pub mod moves;
 pub mod observation;
 pub mod owners;
 pub mod placement;

@@ -7,9 +7,11 @@ use alloc::vec::Vec;
 
 use crate::event::{Action, StopHow};
 use crate::messages::{
-    GuestState, Incarnation, LocalGuest, Report, StartAnswer, StartOrder, StartOutcome,
+    GuestState, Incarnation, LocalGuest, MoveAnswer, MoveOrder, MoveOutcome, Report, StartAnswer,
+    StartOrder, StartOutcome,
 };
 use crate::model::{Desired, GuestId, HostId, Resources};
+use crate::moves::{Ended, Moves, NotBegun};
 use crate::observation::{Counted, HostCounted};
 use crate::settings::Inventory;
 
@@ -31,6 +33,7 @@ pub struct Member {
     host_counted: Option<HostCounted>,
     starts: BTreeMap<GuestId, Start>,
     stopping: BTreeSet<GuestId>,
+    moves: Moves,
     leader_epoch: u64,
     next_report_us: u64,
 }
@@ -148,13 +151,34 @@ impl Member {
         if self.locals.contains_key(&order.guest) || self.starts.contains_key(&order.guest) {
             return Err("it is already here".to_string());
         }
+        self.has_room(me, inventory, &order.guest)
+    }
+
+    /// May this guest come here by live migration?
+    pub fn may_arrive(
+        &self,
+        me: (&HostId, bool),
+        inventory: &Inventory,
+        guest: &GuestId,
+    ) -> Result<(), String> {
+        let (me, may_act) = me;
+        if !may_act {
+            return Err(format!("{me}'s own datastore heartbeat is overdue"));
+        }
+        if self.locals.contains_key(guest) || self.starts.contains_key(guest) {
+            return Err(format!("{guest} is on {me} already"));
+        }
+        self.has_room(me, inventory, guest)
+    }
+
+    fn has_room(&self, me: &HostId, inventory: &Inventory, guest: &GuestId) -> Result<(), String> {
         let Some(host) = inventory.hosts.get(me) else {
             return Err(format!("{me} is not in the inventory"));
         };
         if host.maintenance || host.leaving {
             return Err(format!("{me} is being emptied"));
         }
-        let Some(guest) = inventory.guests.get(&order.guest) else {
+        let Some(guest) = inventory.guests.get(guest) else {
             return Err("this host has not read its spec yet".to_string());
         };
         let free = host.capacity.minus(self.reserved(inventory));
@@ -162,6 +186,46 @@ impl Member {
             return Err(format!("it needs {}, {free} are free", guest.reservation));
         }
         Ok(())
+    }
+
+    /// A leader orders a migration: begin it, or refuse.
+    pub fn ordered_move(
+        &mut self,
+        from: &HostId,
+        order: &MoveOrder,
+    ) -> Result<Option<Action>, MoveAnswer> {
+        let refused = |order: &MoveOrder, why| MoveAnswer {
+            guest: order.guest.clone(),
+            to: order.to.clone(),
+            number: order.number,
+            outcome: MoveOutcome::Failed { why },
+        };
+        if order.leader_epoch < self.leader_epoch {
+            let why = format!(
+                "the order is of leader epoch {}, {} is known",
+                order.leader_epoch, self.leader_epoch
+            );
+            return Err(refused(order, why));
+        }
+        self.know_leader(order.leader_epoch);
+        let runs = |local: &LocalGuest| matches!(local.state, GuestState::Running { .. });
+        let runs_here = self.locals.get(&order.guest).is_some_and(runs);
+        let stops = self.stopping.contains(&order.guest);
+        match self.moves.ordered(from, order.clone()) {
+            Err(NotBegun::Answered(answer)) => Err(answer),
+            Err(NotBegun::Refused(why)) => Err(refused(order, why)),
+            Ok(Some(_)) if !runs_here || stops => {
+                self.moves.forget(&order.guest);
+                Err(refused(order, "it does not run here".to_string()))
+            }
+            Ok(begun) => Ok(begun),
+        }
+    }
+
+    /// A migration begun here has ended.
+    pub fn migrated(&mut self, guest: &GuestId, outcome: MoveOutcome) -> Option<Ended> {
+        self.report_soon();
+        self.moves.ended(guest, outcome)
     }
 
     fn reserved(&self, inventory: &Inventory) -> Resources {

@@ -6,7 +6,7 @@ use alloc::string::String;
 use serde::{Deserialize, Serialize};
 use storage_core::record::LeaseRecord;
 
-use crate::model::GuestId;
+use crate::model::{GuestId, HostId};
 use crate::observation::{Counted, HostCounted};
 
 pub use storage_core::record::{Holder, Incarnation};
@@ -23,6 +23,10 @@ pub enum Message {
     Start(StartOrder),
     /// Member to leader: how the start went.
     Started(StartAnswer),
+    /// Leader to member: migrate this guest of yours.
+    Move(MoveOrder),
+    /// Member to leader: how the migration went.
+    Moved(MoveAnswer),
 }
 
 /// A network heartbeat.
@@ -155,6 +159,52 @@ pub enum StartOutcome {
     /// This host did not try.
     Refused {
         /// Why not.
+        why: String,
+    },
+}
+
+/// Migrate a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveOrder {
+    /// Which guest.
+    pub guest: GuestId,
+    /// Where to.
+    pub to: HostId,
+    /// What the order is known by to whoever waits for it.
+    pub number: u64,
+    /// Epoch of the leader lease of whoever orders; older leaders are not obeyed.
+    pub leader_epoch: u64,
+    /// Why, for the history.
+    pub because: String,
+}
+
+/// How an ordered migration went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveAnswer {
+    /// Which guest.
+    pub guest: GuestId,
+    /// Where it was to go.
+    pub to: HostId,
+    /// What the order is known by.
+    pub number: u64,
+    /// How it went.
+    pub outcome: MoveOutcome,
+}
+
+/// How a migration went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MoveOutcome {
+    /// The guest runs there.
+    Moved {
+        /// From the order to the guest running there.
+        total_ms: u64,
+        /// For how long the guest stood still, as the source measured it.
+        blackout_us: u64,
+    },
+    /// It runs on where it was, unless the words say otherwise.
+    Failed {
+        /// What failed, with its cause.
         why: String,
     },
 }

@@ -25,6 +25,7 @@ use crate::history;
 use crate::http::BODY_BYTES_MAX;
 use crate::http::client::{CallError, Client, Endpoint, Refusal};
 use crate::mail::{Letter, MAIL_PATH};
+use crate::migration;
 use crate::picture::Picture;
 use crate::reader::Nudge;
 use crate::rules;
@@ -111,6 +112,7 @@ pub fn public(api: Arc<Api>) -> Router {
         .route("/v1/hosts/{host}", axum::routing::delete(forget_host))
         .merge(drs::routes::public())
         .merge(rules::routes::public())
+        .merge(migration::routes::public())
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(api)
 }
@@ -122,6 +124,7 @@ pub fn member(api: Arc<Api>) -> Router {
         .route("/member/picture", get(picture))
         .merge(drs::routes::member())
         .merge(rules::routes::member())
+        .merge(migration::routes::member())
         .with_state(api.clone());
     public(api).merge(mail)
 }

@@ -7,6 +7,7 @@ use clap_complete::Shell;
 use cluster_core::model::Priority;
 
 use crate::drs::cli::DrsVerb;
+use crate::migration::cli::MigrateArguments;
 use crate::rules::cli::RulesVerb;
 
 /// Where the agent of this host answers.
@@ -59,6 +60,8 @@ pub enum Verb {
         #[arg(long, default_value_t = 120)]
         grace: u64,
     },
+    /// Migrate a running guest to another host without stopping it.
+    Migrate(MigrateArguments),
     /// Delete a stopped guest and its disks.
     Delete {
         /// The guest, by its full name.

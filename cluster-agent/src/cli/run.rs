@@ -16,6 +16,7 @@ use crate::api::views::{ClusterView, CreateGuest, DiskFrom, Event, GuestView, St
 use crate::drs;
 use crate::drs::plan::PlanError;
 use crate::http::client::{CallError, Client, Endpoint};
+use crate::migration;
 use crate::rules;
 
 /// Verbs wait for the act itself (a migration, a maintenance), which may take long.
@@ -36,6 +37,9 @@ pub enum CliError {
     /// No guest, or more than one, is meant by a name.
     #[error("{0}")]
     Name(String),
+    /// What was asked for did not come about.
+    #[error("{0}")]
+    Failed(String),
     /// A plan could not be made.
     #[error("{0}")]
     Plan(#[from] PlanError),
@@ -94,6 +98,7 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
                 .guest_act(&guest, "stop", &StopGuest { grace_s: grace })
                 .await
         }
+        Verb::Migrate(arguments) => migration::cli::run(&agent, arguments).await,
         Verb::Delete { guest } => {
             agent
                 .act(Method::DELETE, &format!("/v1/guests/{guest}"), &())
@@ -156,6 +161,22 @@ impl Agent {
         }
     }
 
+    /// Have something done, and give back the answer.
+    pub async fn call<A: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &(impl Serialize + Sync),
+    ) -> Result<A, CliError> {
+        Ok(self.client.call(method, path, Some(body)).await?)
+    }
+
+    /// The guest that is meant by the beginning of its name.
+    pub async fn guest(&self, named: &str) -> Result<String, CliError> {
+        let cluster: ClusterView = self.ask("/v1/cluster").await?;
+        meant(named, &cluster.guests).map(str::to_owned)
+    }
+
     /// The same with a guest that may be named by the beginning of its name.
     pub async fn guest_act(
         &self,
@@ -163,11 +184,7 @@ impl Agent {
         act: &str,
         body: &(impl Serialize + Sync),
     ) -> Result<(), CliError> {
-        let cluster: ClusterView = self
-            .client
-            .call(Method::GET, "/v1/cluster", None::<&()>)
-            .await?;
-        let guest = meant(named, &cluster.guests)?;
+        let guest = self.guest(named).await?;
         self.act(Method::POST, &format!("/v1/guests/{guest}/{act}"), body)
             .await
     }

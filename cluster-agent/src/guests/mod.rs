@@ -4,6 +4,7 @@ mod process;
 mod task;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
 
@@ -11,13 +12,14 @@ use cluster_core::event::StopHow;
 use cluster_core::messages::LocalGuest;
 use cluster_core::model::GuestId;
 use cluster_core::observation::Counted;
+use rustls::ClientConfig;
 use shared_storage::{Datastore, Keeper, Watcher};
 use tokio::sync::mpsc;
 use tracing::warn;
 
 use crate::driver::Input;
 use crate::network::Bridge;
-use task::Order;
+use task::{Berth, Order};
 
 /// What every guest's task needs of its host.
 pub struct Host {
@@ -31,6 +33,12 @@ pub struct Host {
     pub bridge: Bridge,
     /// The VMM's program.
     pub vmm: PathBuf,
+    /// Where other hosts reach this one.
+    pub address: IpAddr,
+    /// Directory with this host's certificate.
+    pub identity: PathBuf,
+    /// Our side of the TLS to other members.
+    pub tls: Arc<ClientConfig>,
     /// Takes the news of guests.
     pub driver: mpsc::Sender<Input>,
 }
@@ -39,6 +47,11 @@ impl Host {
     /// Directory for what belongs to `guest` while it runs here.
     fn run_dir(&self, guest: &str) -> PathBuf {
         self.guests_dir().join(guest)
+    }
+
+    /// Where the VMM of `guest` answers.
+    pub fn api_socket(&self, guest: &str) -> PathBuf {
+        process::socket(&self.run_dir(guest))
     }
 
     fn guests_dir(&self) -> PathBuf {
@@ -91,6 +104,11 @@ impl Guests {
                 because,
             },
         );
+    }
+
+    /// Have a VMM wait for the guest to come by live migration; `reply` is told where.
+    pub fn arrive(&mut self, guest: &str, reply: Berth) {
+        self.begin(guest, Order::Arrive(reply));
     }
 
     /// Stop the guest and release its lease.

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -41,6 +42,24 @@ pub fn is_running(run_dir: &Path) -> bool {
 
 /// Start the VMM of `guest` on the spec in its run directory. It adopts the guest's lease.
 pub fn spawn(host: &Host, guest: &str, run_dir: &Path) -> io::Result<Vmm> {
+    let mut command = Command::new(&host.vmm);
+    command.arg("run").arg(run_dir.join("guest.toml"));
+    begin(command, host, guest, run_dir)
+}
+
+/// Start a VMM that waits for `guest` to come by live migration.
+pub fn spawn_receiver(host: &Host, guest: &str, run_dir: &Path) -> io::Result<Vmm> {
+    let mut command = Command::new(&host.vmm);
+    command
+        .arg("receive")
+        .arg("--listen")
+        .arg(SocketAddr::new(host.address, 0).to_string())
+        .arg("--tls-dir")
+        .arg(&host.identity);
+    begin(command, host, guest, run_dir)
+}
+
+fn begin(mut command: Command, host: &Host, guest: &str, run_dir: &Path) -> io::Result<Vmm> {
     let log = OpenOptions::new()
         .append(true)
         .create(true)
@@ -49,10 +68,7 @@ pub fn spawn(host: &Host, guest: &str, run_dir: &Path) -> io::Result<Vmm> {
     // A socket that a dead VMM left behind would look like an answer.
     remove_if_there(&socket(run_dir))?;
     let console = format!("file={}", run_dir.join("console.log").display());
-    let mut command = Command::new(&host.vmm);
     command
-        .arg("run")
-        .arg(run_dir.join("guest.toml"))
         .arg("--api-socket")
         .arg(socket(run_dir))
         .arg("--console")

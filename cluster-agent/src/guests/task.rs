@@ -10,6 +10,8 @@
 //!                                  released, lost, or given up
 //! ```
 
+mod arrival;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,7 +24,7 @@ use hyper::Method;
 use shared_storage::clock::boottime_us;
 use shared_storage::lease::{Held, HeldLease, LeaseRecord};
 use shared_storage::{GuestDir, StoreError};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tracing::{info, warn};
 use vmm_core::control::{Counters, DiskCounters, Info, NetCounters};
@@ -32,6 +34,7 @@ use super::process::{self, Vmm};
 use super::{Host, Observed};
 use crate::driver::Input;
 use crate::guest_file::GuestFile;
+use crate::migration::view;
 use crate::network::{remove_tap, tap_name};
 
 /// A holder that is gone shows so within `W`; this leaves room for a slow datastore.
@@ -54,6 +57,9 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// ... and counts from anew after it has run so long.
 const STEADY_AFTER: Duration = Duration::from_mins(10);
 
+/// Takes the word where the guest is waited for, or why it is not.
+pub type Berth = oneshot::Sender<Result<view::Berth, String>>;
+
 /// What a task is told.
 #[derive(Debug)]
 pub enum Order {
@@ -66,6 +72,8 @@ pub enum Order {
     },
     /// It runs already: watch it.
     Adopt,
+    /// Have a VMM wait for it to come by live migration.
+    Arrive(Berth),
     /// Stop it and release its lease.
     Stop(StopHow),
 }
@@ -104,6 +112,7 @@ pub async fn run(host: Arc<Host>, guest: GuestId, orders: mpsc::Receiver<Order>)
             because,
         }) => task.start(from_epoch, &because).await,
         Some(Order::Adopt) => task.adopt().await,
+        Some(Order::Arrive(reply)) => task.arrive(reply).await,
         Some(Order::Stop(_)) | None => return,
     };
     match end {

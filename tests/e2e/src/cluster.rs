@@ -1,9 +1,20 @@
 //! A cluster in the lab: agents on hosts, one datastore, and what its operator's command says.
 
+use std::time::Duration;
+
 use lab::host::DATASTORE;
 use lab::scenario::Outcome;
 use lab::{Cable, Direction, Host, Lab, eventually};
 use serde_json::Value;
+
+use crate::web::{self, Page};
+
+/// A guest is made and its VMM runs within this.
+const CREATE_LIMIT: Duration = Duration::from_mins(5);
+/// A guest is elsewhere within this.
+const MIGRATE_LIMIT: Duration = Duration::from_mins(5);
+/// Where the guest of these scenarios answers.
+const ADDRESS: &str = "10.0.0.102";
 
 /// Agents that run on some hosts. When this value is dropped they and their guests are killed,
 /// and the datastore is emptied.
@@ -43,6 +54,43 @@ impl<'lab> Cluster<'lab> {
             .iter()
             .find(|seen| seen["name"] == host.name.as_str())?;
         Some(seen["health"].as_str()?.to_owned())
+    }
+
+    /// A guest, as `from` sees it.
+    pub fn guest(from: &Host, name: &str) -> Option<Value> {
+        let view = Self::view(from)?;
+        let guests = view["guests"].as_array()?;
+        guests.iter().find(|guest| guest["name"] == name).cloned()
+    }
+
+    /// The host that runs a guest, as `from` sees it.
+    pub fn host_of(&self, from: &Host, guest: &str) -> Option<&'lab Host> {
+        let at = Self::guest(from, guest)?["host"].as_str()?.to_owned();
+        self.hosts.iter().copied().find(|host| host.name == at)
+    }
+
+    /// Makes a guest of a small Linux image that answers at `address`, and waits until it does.
+    pub fn create(
+        from: &Host,
+        name: &str,
+        image: &str,
+        address: &str,
+        more: &str,
+    ) -> lab::Result<Page> {
+        let root = if image == "debian" {
+            "root=/dev/vda"
+        } else {
+            ""
+        };
+        let cmdline = web::cmdline(name, address);
+        from.run_within(
+            CREATE_LIMIT,
+            &format!(
+                "godwit create {name} --image {image} --memory 256M {more} \
+                 --cmdline '{cmdline} {root}'"
+            ),
+        )?;
+        Page::await_one(from, address, |_| true)
     }
 
     /// Waits until the cluster has a leader and it sees all hosts alive; gives the leader.
@@ -135,5 +183,35 @@ pub fn a_cut_off_host_is_isolated_and_not_dead(lab: &Lab) -> Outcome {
     Cluster::sees(leader, other, "isolated")?;
     other.heal(Cable::Management, Direction::Both);
     Cluster::sees(leader, other, "alive")?;
+    Ok(())
+}
+
+/// There and back: the same kernel answers, and what it counts on its disk goes on.
+pub fn a_guest_migrates_by_one_command(lab: &Lab) -> Outcome {
+    let cluster = Cluster::start(lab.hosts())?;
+    let leader = cluster.all_well()?;
+    let mut last = Cluster::create(leader, "web1", "debian", ADDRESS, "")?;
+    let home = cluster
+        .host_of(leader, "web1")
+        .ok_or("no host runs the guest")?;
+    for to in ["", &home.name] {
+        let before = cluster
+            .host_of(leader, "web1")
+            .ok_or("no host runs the guest")?;
+        let said = leader.run_within(MIGRATE_LIMIT, &format!("godwit migrate web {to}"))?;
+        assert!(said.contains("blackout"), "{said}");
+        eventually("the cluster seeing the guest elsewhere", || {
+            (cluster.host_of(leader, "web1")?.name != before.name).then_some(())
+        })?;
+        let page = Page::await_one(leader, ADDRESS, |page| page.counter > last.counter)?;
+        assert_eq!(page.boot, last.boot, "the guest was started anew");
+        assert!(page.uptime_s > last.uptime_s, "{page:?} after {last:?}");
+        last = page;
+    }
+    let gone = leader.run("godwit migrate web1 nowhere 2>&1; echo code=$?")?;
+    assert!(
+        gone.contains("there is no host nowhere") && gone.contains("code=1"),
+        "{gone}"
+    );
     Ok(())
 }

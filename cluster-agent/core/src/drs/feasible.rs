@@ -10,7 +10,7 @@ use crate::rules::violations;
 
 /// Each move, one after the other, finds its guest where it should be and room on a target
 /// that receives guests, and no more hard rules are broken afterwards than before.
-pub(super) fn check(cluster: &Cluster, moves: &[Move]) -> Result<(), String> {
+pub fn check(cluster: &Cluster, moves: &[Move]) -> Result<(), String> {
     let mut after = cluster.clone();
     for one in moves {
         let used = usage(&after);

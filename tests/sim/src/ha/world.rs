@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use cluster_core::event::{Action, Event};
-use cluster_core::messages::Message;
+use cluster_core::messages::{Message, MoveOutcome};
 use cluster_core::model::{Guest, Resources, Rule};
 use cluster_core::settings::{HostEntry, Inventory, IsolationResponse};
 use storage_core::observer::Sight;
@@ -469,6 +469,11 @@ impl World {
                 guest, from_epoch, ..
             } => self.start(host, &guest, from_epoch),
             Action::Stop { guest, .. } => self.stop(host, &guest),
+            Action::Migrate { guest, .. } => {
+                let why = "the hosts of this world do not migrate".into();
+                let outcome = MoveOutcome::Failed { why };
+                self.tell(host, Event::Migrated { guest, outcome }, trace);
+            }
             Action::Record(_) => {}
         }
     }

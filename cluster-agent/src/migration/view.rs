@@ -1,0 +1,76 @@
+//! What is asked of a migration and what is told about it.
+
+use std::net::SocketAddr;
+
+use cluster_core::model::HostId;
+use serde::{Deserialize, Serialize};
+use vmm_core::migration::{Phase, Progress};
+
+/// Where a guest shall go.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MigrateGuest {
+    /// The host; the best one if none is named.
+    #[serde(default)]
+    pub to: Option<HostId>,
+}
+
+/// A migration that was ordered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ordered {
+    /// Where the guest is.
+    pub from: HostId,
+    /// Where it goes.
+    pub to: HostId,
+    /// What the order is known by.
+    pub number: u64,
+}
+
+/// How a migration goes, or went, as its source knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrationView {
+    /// Where the guest goes.
+    pub to: HostId,
+    /// What the order is known by.
+    pub number: u64,
+    /// How far the source's VMM is.
+    pub progress: Progress,
+    /// It is over, well or not.
+    pub over: bool,
+}
+
+impl MigrationView {
+    /// One that has just been ordered.
+    pub fn new(to: HostId, number: u64) -> Self {
+        Self {
+            to,
+            number,
+            progress: Progress {
+                phase: Phase::Handshake,
+                round: 0,
+                sent_bytes: 0,
+                left_bytes: 0,
+                rate: 0,
+                dirty_bytes: 0,
+                predicted_blackout_us: 0,
+                summary: None,
+                error: None,
+            },
+            over: false,
+        }
+    }
+}
+
+/// Which host's word about a migration is asked for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct OnHost {
+    /// The host that the guest leaves.
+    pub on: HostId,
+}
+
+/// Where a guest that is to arrive is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Berth {
+    /// Address and port for the source's VMM.
+    pub address: SocketAddr,
+}

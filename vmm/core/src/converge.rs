@@ -8,8 +8,9 @@
 //! ```
 //!
 //! where `fixed` is the measured cost of stopping, moving the machine's state and starting.
-//! The policy switches over as soon as that is short enough, goes on while rounds still
-//! shrink, and otherwise does what the operator chose: give up, or accept the best there is.
+//! The policy switches over once that is short enough and one more round would not make it
+//! noticeably shorter. It goes on while rounds still shrink, and otherwise does what the
+//! operator chose: give up, or accept the best there is.
 
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +20,9 @@ pub const ROUNDS_MAX: u32 = 40;
 const SHRINKS_BELOW_PERCENT: u64 = 90;
 /// So many rounds in a row may fail to shrink; noise of the guest looks like that.
 const STUCK_ROUNDS_MAX: u32 = 4;
+/// When the blackout is short enough already: another round is worth its while if memory is
+/// more than so many per cent of the fixed cost.
+const NOTICEABLE_PERCENT: u64 = 10;
 /// First guess of `fixed` before anything was measured, in microseconds.
 const FIXED_US: u64 = 3_000;
 /// Predictions leave room for what the link may do: per cent added.
@@ -99,10 +103,12 @@ impl Converge {
 
     /// The blackout if the guest were stopped with so much left, in microseconds.
     pub fn predict_us(&self, dirty_bytes: u64) -> u64 {
-        let bytes_per_ms = self.best_rate.max(1);
-        let send_us = dirty_bytes.saturating_mul(1000) / bytes_per_ms;
-        let exact = self.fixed_us.saturating_add(send_us);
+        let exact = self.fixed_us.saturating_add(self.send_us(dirty_bytes));
         exact.saturating_add(exact / 100 * MARGIN_PERCENT)
+    }
+
+    fn send_us(&self, dirty_bytes: u64) -> u64 {
+        dirty_bytes.saturating_mul(1000) / self.best_rate.max(1)
     }
 
     /// The latest rate of the link, in bytes per millisecond; 0 before the first round.
@@ -115,11 +121,15 @@ impl Converge {
         self.rounds += 1;
         self.learn_rate(round);
         let predicted_us = self.predict_us(round.dirty_bytes);
-        if predicted_us <= self.goal.blackout_max_us || round.dirty_bytes == 0 {
-            return Decision::SwitchOver { predicted_us };
-        }
         let shrinks = u128::from(round.dirty_bytes) * 100
             <= u128::from(self.last_dirty) * u128::from(SHRINKS_BELOW_PERCENT);
+        let worth_another = shrinks && self.rounds < ROUNDS_MAX && {
+            self.send_us(round.dirty_bytes) > self.fixed_us / 100 * NOTICEABLE_PERCENT
+        };
+        let is_short = predicted_us <= self.goal.blackout_max_us;
+        if round.dirty_bytes == 0 || is_short && !worth_another {
+            return Decision::SwitchOver { predicted_us };
+        }
         self.stuck = if shrinks { 0 } else { self.stuck + 1 };
         self.last_dirty = self.last_dirty.min(round.dirty_bytes);
         if self.rounds < ROUNDS_MAX && self.stuck <= STUCK_ROUNDS_MAX {
@@ -194,6 +204,16 @@ mod tests {
             matches!(decision, Decision::SwitchOver { .. }),
             "{decision:?}"
         );
+    }
+
+    #[test]
+    fn a_short_round_more_makes_the_blackout_shorter() {
+        // 4 MiB would be short enough; the round that sends them leaves a twentieth.
+        let hot = 4 << 20;
+        let (decision, left, rounds) = play(1 << 30, hot, 50 << 10, 1 << 20, Goal::default());
+        assert!(matches!(decision, Decision::SwitchOver { .. }));
+        assert_eq!(rounds, 2);
+        assert!(left < hot / 10, "{left}");
     }
 
     #[test]

@@ -110,6 +110,15 @@ impl VirtualMachine {
             .map_err(request("place KVM's identity map"))?;
         fd.set_tss_address(KVM_TSS as usize)
             .map_err(request("place KVM's task state segment"))?;
+        // Before the interrupt controllers: Linux 6.18 and later defer work when those join the
+        // I/O bus, and new memory would wait for that for milliseconds.
+        for (slot, region) in memory.iter().enumerate() {
+            let region = slot_region(slot, region, 0);
+            // SAFETY: the region is mapped for as long as `memory`, which lives as long as
+            // this machine; regions do not overlap.
+            unsafe { fd.set_user_memory_region(region) }
+                .map_err(request("give memory to the virtual machine"))?;
+        }
         fd.create_irq_chip()
             .map_err(request("create the interrupt controllers"))?;
         let pit = kvm_pit_config {
@@ -119,13 +128,6 @@ impl VirtualMachine {
         fd.create_pit2(pit)
             .map_err(request("create the interval timer"))?;
         let fd = Arc::new(fd);
-        for (slot, region) in memory.iter().enumerate() {
-            let region = slot_region(slot, region, 0);
-            // SAFETY: the region is mapped for as long as `memory`, which lives as long as
-            // this machine; regions do not overlap.
-            unsafe { fd.set_user_memory_region(region) }
-                .map_err(request("give memory to the virtual machine"))?;
-        }
         let router = Arc::new(KvmRouter::new(fd.clone())?);
         Ok(Self { fd, router, memory })
     }

@@ -143,13 +143,17 @@ struct Driver<'a> {
 }
 
 impl SourceGuest for Driver<'_> {
-    fn stop(&mut self) -> Result<Vec<u8>, String> {
+    fn stop(&mut self) -> Result<(), String> {
         self.guest
             .hold(Hold::Migration)
             .map_err(|error| one_line(&error))?;
         if self.guest.reboots() != self.reboots {
             return Err("the guest rebooted while it was on its way; try again".to_owned());
         }
+        Ok(())
+    }
+
+    fn save(&mut self) -> Result<Vec<u8>, String> {
         let state = self.guest.save().map_err(|error| one_line(&error))?;
         self.guest
             .backends()

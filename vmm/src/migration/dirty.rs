@@ -28,6 +28,19 @@ pub struct SlotBitmap {
     pages: u64,
 }
 
+impl SlotBitmap {
+    /// How much it marks.
+    pub fn dirty_bytes(&self) -> u64 {
+        bytes_marked(&self.words)
+    }
+}
+
+/// How much the bits in `words` stand for.
+pub fn bytes_marked(words: &[u64]) -> u64 {
+    let pages: u64 = words.iter().map(|word| u64::from(word.count_ones())).sum();
+    pages * PAGE_BYTES
+}
+
 impl Tracker {
     /// Begin; every page counts as dirty.
     pub fn start(log: DirtyLog, memory: Arc<GuestMemory>) -> Result<Self, KvmError> {
@@ -60,15 +73,8 @@ impl Tracker {
 
     /// How many bytes the guest has dirtied; nothing is forgotten by telling.
     pub fn dirty_bytes(&self) -> Result<u64, KvmError> {
-        let mut pages = 0;
-        for slot in 0..self.memory.num_regions() {
-            let words = self.fetch(slot)?;
-            pages += words
-                .iter()
-                .map(|word| u64::from(word.count_ones()))
-                .sum::<u64>();
-        }
-        Ok(pages * PAGE_BYTES)
+        let slots = 0..self.memory.num_regions();
+        slots.map(|slot| Ok(bytes_marked(&self.fetch(slot)?))).sum()
     }
 
     /// Write-protect the pages that `words` marks, from the `first_word`-th of the bitmap on:

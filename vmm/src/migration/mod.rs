@@ -24,6 +24,7 @@ pub mod arrival;
 pub mod departure;
 pub mod dirty;
 pub mod pages;
+mod round;
 pub mod source;
 pub mod stream;
 pub mod target;

@@ -12,21 +12,17 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use storage_core::record::Holder;
-use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vmm_core::converge::{Converge, Decision, Round};
 use vmm_core::migration::{CONNECTIONS_MAX, Migrate, Phase, Progress, Summary};
 
 use super::MigrationError;
-use super::dirty::{PAGE_BYTES, SlotBitmap, Tracker};
+use super::dirty::{SlotBitmap, Tracker};
 use super::pages::{self, Touched};
+use super::round::Sending;
 use super::stream::{Security, Stream};
-use super::wire::{self, Accept, Hello, Kind, Run, StateFrame};
-use crate::kvm::{DirtyLog, PAGES_PER_WORD};
-
+use super::wire::{self, Accept, Hello, Kind, StateFrame};
+use crate::kvm::DirtyLog;
 use crate::memory::GuestMemory;
-
-/// Memory is handed to the connections in pieces of so many words of the dirty bitmap.
-const CHUNK_WORDS: usize = 8;
 
 /// The source's VMM ends after so long, whether or not somebody saw how it went.
 const LINGER_MAX: Duration = Duration::from_secs(1);
@@ -47,9 +43,11 @@ pub enum Commit {
 
 /// What the migration needs of whoever drives the guest.
 pub trait SourceGuest: Send {
-    /// Stop the guest, finish its I/O, let go of its disks, and copy its state.
-    fn stop(&mut self) -> Result<Vec<u8>, String>;
-    /// Undo [`SourceGuest::stop`]: the guest goes on here.
+    /// Stop the guest and finish its I/O: its memory stands still from now on.
+    fn stop(&mut self) -> Result<(), String>;
+    /// Copy its state and let go of its disks.
+    fn save(&mut self) -> Result<Vec<u8>, String>;
+    /// Undo both: the guest goes on here.
     fn go_on(&mut self) -> Result<(), String>;
     /// Hand the right to run the guest to `holder`.
     fn commit(&mut self, holder: Option<Holder>) -> Commit;
@@ -111,7 +109,14 @@ impl Watch {
         self.cancelled.store(true, Ordering::Release);
     }
 
-    fn check(&self) -> Result<(), MigrationError> {
+    /// So many bytes of pages went out, and so many needed not.
+    pub(super) fn count(&self, sent_bytes: u64, skipped_bytes: u64) {
+        self.sent_bytes.fetch_add(sent_bytes, Ordering::Relaxed);
+        self.skipped_bytes
+            .fetch_add(skipped_bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn check(&self) -> Result<(), MigrationError> {
         if self.cancelled.load(Ordering::Acquire) {
             return Err(MigrationError::Cancelled);
         }
@@ -274,7 +279,8 @@ impl<'a> Source<'a> {
             let dirty = self.tracker.collect()?;
             let first = self.round == 0;
             self.round += 1;
-            self.send_round(&dirty, touched.as_ref().filter(|_| first))?;
+            self.send_round(&dirty, touched.as_ref().filter(|_| first), true)?;
+            self.hear_round_done()?;
             self.watch.check()?;
             let left = self.tracker.dirty_bytes()?;
             let round = Round {
@@ -301,16 +307,24 @@ impl<'a> Source<'a> {
 
     /// Stop the guest and send the rest. On return the target is ready to run it.
     fn switch_over(&mut self, driver: &mut dyn SourceGuest) -> Result<(), MigrationError> {
-        let machine = driver.stop().map_err(MigrationError::Here)?;
+        driver.stop().map_err(MigrationError::Here)?;
         let dirty = self.tracker.collect()?;
         self.round += 1;
-        self.send_round(&dirty, None)?;
+        // Memory stands still: it travels while the processors' state is being copied.
+        let machine = thread::scope(|scope| {
+            let saving = scope.spawn(|| driver.save());
+            let sent = self.send_round(&dirty, None, false);
+            let died = || Err("the thread that saves it has died".to_owned());
+            let machine = saving.join().unwrap_or_else(|_| died());
+            sent.and_then(|()| machine.map_err(MigrationError::Here))
+        })?;
         let memory_hash = self.wish.verify.then(|| pages::hash(&self.memory));
         let state = StateFrame {
             machine,
             memory_hash,
         };
         self.tell(Kind::State, &state)?;
+        self.hear_round_done()?;
         expect::<()>(&mut self.control, Kind::Ready, &self.wish.to)
     }
 
@@ -336,71 +350,34 @@ impl<'a> Source<'a> {
         })
     }
 
-    /// Send all dirty pages over all connections, and wait until the target has them.
+    /// Send all dirty pages over all connections. The target's confirmation is still to come.
     fn send_round(
         &mut self,
         dirty: &[SlotBitmap],
         touched: Option<&Touched>,
+        goes_on: bool,
     ) -> Result<(), MigrationError> {
-        let chunks: Vec<(usize, usize)> = dirty
-            .iter()
-            .enumerate()
-            .flat_map(|(slot, bitmap)| {
-                (0..bitmap.words.len())
-                    .step_by(CHUNK_WORDS)
-                    .map(move |word| (slot, word))
-            })
-            .filter(|&(slot, word)| chunk(&dirty[slot], word).iter().any(|word| *word != 0))
-            .collect();
-        let next = AtomicU64::new(0);
-        let cap = Cap::new(self.wish.bandwidth_max);
-        let (tracker, memory, watch) = (&self.tracker, &*self.memory, self.watch);
-        let (round, to) = (self.round, &self.wish.to);
-        let worker = |stream: &mut Stream| -> Result<(), MigrationError> {
-            loop {
-                let n = next.fetch_add(1, Ordering::Relaxed) as usize;
-                let Some(&(slot, word)) = chunks.get(n) else {
-                    break;
-                };
-                watch.check()?;
-                let bitmap = &dirty[slot];
-                let words = chunk(bitmap, word);
-                // Just before it is read, so that no write between goes unnoticed.
-                tracker.clear(bitmap, word, words)?;
-                let address = bitmap.base + word as u64 * PAGES_PER_WORD * PAGE_BYTES;
-                let selection = pages::select(memory, address, words, touched);
-                let sent = send_selection(stream, memory, round, &selection)
-                    .map_err(MigrationError::connection("send memory to", to))?;
-                let marked: u64 = words.iter().map(|word| u64::from(word.count_ones())).sum();
-                watch.sent_bytes.fetch_add(sent, Ordering::Relaxed);
-                watch
-                    .skipped_bytes
-                    .fetch_add(marked * PAGE_BYTES - sent, Ordering::Relaxed);
-                cap.wait(sent);
-            }
-            let end = wire::control(Kind::End, round, &[]);
-            stream
-                .send_pages::<()>(&end, &[])
-                .map_err(MigrationError::connection("send memory to", to))
+        let sending = Sending {
+            number: self.round,
+            dirty,
+            touched,
+            goes_on,
+            tracker: &self.tracker,
+            memory: &self.memory,
+            watch: self.watch,
+            bandwidth_max: self.wish.bandwidth_max,
+            to: &self.wish.to,
         };
-        thread::scope(|scope| {
-            let mut streams = self.data.iter_mut();
-            // This thread is one of the workers; with a single connection it is the only one.
-            let own = streams.next();
-            let others: Vec<_> = streams
-                .map(|stream| scope.spawn(|| worker(stream)))
-                .collect();
-            let first = own.map_or(Ok(()), worker);
-            others.into_iter().fold(first, |so_far, other| {
-                let joined = other.join();
-                let gone = || Err(MigrationError::Here("a sending thread has died".to_owned()));
-                so_far.and(joined.unwrap_or_else(|_| gone()))
-            })
-        })?;
-        self.tell(Kind::Round, &round)?;
+        sending.send(&mut self.data)?;
+        let round = self.round;
+        self.tell(Kind::Round, &round)
+    }
+
+    /// The target has all of the round.
+    fn hear_round_done(&mut self) -> Result<(), MigrationError> {
         let done: u32 = expect(&mut self.control, Kind::RoundDone, &self.wish.to)?;
-        if done != round {
-            let why = format!("it confirms round {done} instead of {round}");
+        if done != self.round {
+            let why = format!("it confirms round {done} instead of {}", self.round);
             return Err(MigrationError::Protocol(why));
         }
         Ok(())
@@ -417,41 +394,11 @@ impl<'a> Source<'a> {
     }
 }
 
-fn chunk(bitmap: &SlotBitmap, word: usize) -> &[u64] {
-    let end = (word + CHUNK_WORDS).min(bitmap.words.len());
-    &bitmap.words[word..end]
-}
-
 fn go_on(driver: &mut dyn SourceGuest, error: MigrationError) -> Outcome {
     match driver.go_on() {
         Ok(()) => Outcome::Stayed(error),
         Err(why) => Outcome::Stopped(MigrationError::Here(format!("{error}; and then: {why}"))),
     }
-}
-
-/// Send what was selected of one chunk; returns the bytes of pages sent.
-fn send_selection(
-    stream: &mut Stream,
-    memory: &GuestMemory,
-    round: u32,
-    selection: &pages::Selection,
-) -> std::io::Result<u64> {
-    if !selection.zeroes.is_empty() {
-        let head = wire::page_table(Kind::Zero, round, &selection.zeroes);
-        stream.send_pages::<()>(&head, &[])?;
-    }
-    if selection.pages.is_empty() {
-        return Ok(0);
-    }
-    let slices = selection.pages.iter().map(|run: &Run| {
-        memory
-            .get_slice(GuestAddress(run.address), run.bytes as usize)
-            .map_err(std::io::Error::other)
-    });
-    let slices: Vec<_> = slices.collect::<Result<_, _>>()?;
-    let head = wire::page_table(Kind::Pages, round, &selection.pages);
-    stream.send_pages(&head, &slices)?;
-    Ok(selection.pages.iter().map(|run| u64::from(run.bytes)).sum())
 }
 
 /// Read the control frame that must come now.
@@ -473,30 +420,4 @@ fn expect<T: serde::de::DeserializeOwned>(
         return Err(MigrationError::Protocol(why));
     }
     wire::decode(&payload).map_err(decoded)
-}
-
-/// Holds senders back to a rate.
-struct Cap {
-    bytes_per_s: u64,
-    began: Instant,
-    sent: AtomicU64,
-}
-
-impl Cap {
-    fn new(bytes_per_s: u64) -> Self {
-        Self {
-            bytes_per_s,
-            began: Instant::now(),
-            sent: AtomicU64::new(0),
-        }
-    }
-
-    fn wait(&self, bytes: u64) {
-        if self.bytes_per_s == 0 {
-            return;
-        }
-        let sent = self.sent.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let due = Duration::from_secs_f64(sent as f64 / self.bytes_per_s as f64);
-        thread::sleep(due.saturating_sub(self.began.elapsed()));
-    }
 }

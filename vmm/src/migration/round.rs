@@ -1,0 +1,178 @@
+//! One round of pre-copy: the dirty pages go out over all data connections.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use vm_memory::{GuestAddress, GuestMemoryBackend};
+
+use super::MigrationError;
+use super::dirty::{PAGE_BYTES, SlotBitmap, Tracker, bytes_marked};
+use super::pages::{self, Touched};
+use super::source::Watch;
+use super::stream::Stream;
+use super::wire::{self, Kind, Run};
+use crate::kvm::PAGES_PER_WORD;
+use crate::memory::GuestMemory;
+
+/// Memory is handed to the connections in pieces of so many words of the dirty bitmap.
+const CHUNK_WORDS: usize = 8;
+/// So few bytes are on their way sooner than more threads would be at work.
+const ALONE_BYTES_MAX: u64 = 4 << 20;
+
+/// What a round is made of.
+pub struct Sending<'a> {
+    /// Its number, from 1.
+    pub number: u32,
+    /// The pages, slot by slot.
+    pub dirty: &'a [SlotBitmap],
+    /// In the first round: leave out what was never touched.
+    pub touched: Option<&'a Touched>,
+    /// The guest runs: its writes from now on are for the next round.
+    pub goes_on: bool,
+    /// The log of its writes.
+    pub tracker: &'a Tracker,
+    /// Its memory.
+    pub memory: &'a GuestMemory,
+    /// Who counts, and may cancel.
+    pub watch: &'a Watch,
+    /// Bytes per second of all connections together; 0: as fast as it goes.
+    pub bandwidth_max: u64,
+    /// The other side, for messages.
+    pub to: &'a str,
+}
+
+/// A slot and the first of the words of its bitmap.
+type Chunk = (usize, usize);
+
+impl Sending<'_> {
+    /// Send all of it, and its end over every connection.
+    pub fn send(&self, streams: &mut [Stream]) -> Result<(), MigrationError> {
+        let chunks = self.chunks();
+        let next = AtomicU64::new(0);
+        let cap = Cap::new(self.bandwidth_max);
+        let work = |stream: &mut Stream| self.send_chunks(stream, &chunks, &next, &cap);
+        if self.dirty_bytes() <= ALONE_BYTES_MAX {
+            // The first connection leaves nothing for the others but to say so.
+            return streams.iter_mut().try_for_each(work);
+        }
+        thread::scope(|scope| {
+            let mut streams = streams.iter_mut();
+            // This thread is one of the workers; with a single connection it is the only one.
+            let own = streams.next();
+            let others: Vec<_> = streams.map(|stream| scope.spawn(|| work(stream))).collect();
+            let first = own.map_or(Ok(()), work);
+            others.into_iter().fold(first, |so_far, other| {
+                let joined = other.join();
+                let gone = || Err(MigrationError::Here("a sending thread has died".to_owned()));
+                so_far.and(joined.unwrap_or_else(|_| gone()))
+            })
+        })
+    }
+
+    fn chunks(&self) -> Vec<Chunk> {
+        let all = self.dirty.iter().enumerate().flat_map(|(slot, bitmap)| {
+            let words = (0..bitmap.words.len()).step_by(CHUNK_WORDS);
+            words.map(move |word| (slot, word))
+        });
+        all.filter(|chunk| self.words(*chunk).iter().any(|word| *word != 0))
+            .collect()
+    }
+
+    fn words(&self, (slot, word): Chunk) -> &[u64] {
+        let words = &self.dirty[slot].words;
+        &words[word..(word + CHUNK_WORDS).min(words.len())]
+    }
+
+    fn dirty_bytes(&self) -> u64 {
+        self.dirty.iter().map(SlotBitmap::dirty_bytes).sum()
+    }
+
+    /// Take chunks until none is left.
+    fn send_chunks(
+        &self,
+        stream: &mut Stream,
+        chunks: &[Chunk],
+        next: &AtomicU64,
+        cap: &Cap,
+    ) -> Result<(), MigrationError> {
+        let lost = || MigrationError::connection("send memory to", self.to);
+        while let Some(chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
+            self.watch.check()?;
+            let sent = self.send_chunk(stream, *chunk, lost())?;
+            cap.wait(sent);
+        }
+        let end = wire::control(Kind::End, self.number, &[]);
+        stream.send_pages::<()>(&end, &[]).map_err(lost())
+    }
+
+    fn send_chunk(
+        &self,
+        stream: &mut Stream,
+        chunk: Chunk,
+        lost: impl FnOnce(std::io::Error) -> MigrationError,
+    ) -> Result<u64, MigrationError> {
+        let bitmap = &self.dirty[chunk.0];
+        let words = self.words(chunk);
+        if self.goes_on {
+            // Just before it is read, so that no write between goes unnoticed.
+            self.tracker.clear(bitmap, chunk.1, words)?;
+        }
+        let address = bitmap.base + chunk.1 as u64 * PAGES_PER_WORD * PAGE_BYTES;
+        let selection = pages::select(self.memory, address, words, self.touched);
+        let sent = send_selection(stream, self.memory, self.number, &selection).map_err(lost)?;
+        self.watch.count(sent, bytes_marked(words) - sent);
+        Ok(sent)
+    }
+}
+
+/// Send what was selected of one chunk; returns the bytes of pages sent.
+fn send_selection(
+    stream: &mut Stream,
+    memory: &GuestMemory,
+    round: u32,
+    selection: &pages::Selection,
+) -> std::io::Result<u64> {
+    if !selection.zeroes.is_empty() {
+        let head = wire::page_table(Kind::Zero, round, &selection.zeroes);
+        stream.send_pages::<()>(&head, &[])?;
+    }
+    if selection.pages.is_empty() {
+        return Ok(0);
+    }
+    let slices = selection.pages.iter().map(|run: &Run| {
+        memory
+            .get_slice(GuestAddress(run.address), run.bytes as usize)
+            .map_err(std::io::Error::other)
+    });
+    let slices: Vec<_> = slices.collect::<Result<_, _>>()?;
+    let head = wire::page_table(Kind::Pages, round, &selection.pages);
+    stream.send_pages(&head, &slices)?;
+    Ok(selection.pages.iter().map(|run| u64::from(run.bytes)).sum())
+}
+
+/// Holds senders back to a rate.
+struct Cap {
+    bytes_per_s: u64,
+    began: Instant,
+    sent: AtomicU64,
+}
+
+impl Cap {
+    fn new(bytes_per_s: u64) -> Self {
+        Self {
+            bytes_per_s,
+            began: Instant::now(),
+            sent: AtomicU64::new(0),
+        }
+    }
+
+    fn wait(&self, bytes: u64) {
+        if self.bytes_per_s == 0 {
+            return;
+        }
+        let sent = self.sent.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let due = Duration::from_secs_f64(sent as f64 / self.bytes_per_s as f64);
+        thread::sleep(due.saturating_sub(self.began.elapsed()));
+    }
+}

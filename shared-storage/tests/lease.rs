@@ -194,7 +194,7 @@ fn a_hand_over_moves_the_right_and_never_back() {
     let (a, b) = (world.host("a"), world.host("b"));
     let source = world.claim(&a, None).unwrap();
     expect(&source, &Notice::Run);
-    let HandOver::Done(record) = source.hand_over(b.keeper.holder(), PATIENCE) else {
+    let HandOver::Done(record) = source.hand_over(b.keeper.holder(), [7; 16], PATIENCE) else {
         panic!("not handed over")
     };
     assert_eq!((record.epoch, record.grant), (2, Grant::HandedOver));

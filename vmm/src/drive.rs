@@ -19,6 +19,16 @@ pub fn drive(guest: &Guest, notices: &Receiver<Notice>) -> Ending {
         let Some(notice) = kept.pop_front().or_else(|| notices.recv().ok()) else {
             break Ending::Failed;
         };
+        // The machine is nobody's to end or rebuild while it is between two hosts.
+        if !notice.is_verdict() && guest.settle() {
+            kept.extend(notices.try_iter());
+            let decided = kept.iter().any(Notice::is_verdict);
+            // As long as nobody knows where it is, an operator may at least end it here.
+            if decided || notice != Notice::Off {
+                kept.retain(Notice::is_verdict);
+                continue;
+            }
+        }
         match notice {
             Notice::Off => break Ending::PoweredOff,
             Notice::Reset => {

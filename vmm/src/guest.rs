@@ -13,7 +13,7 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use kvm_ioctls::Kvm;
 use vmm_core::control::{Counters, Happening, Info};
@@ -27,7 +27,7 @@ use crate::lease::Lease;
 use crate::machine::{Backends, Built, Inspect, MachineError, MachineState, Paused, Running};
 use crate::memory::{self, GuestMemory};
 use crate::migration::departure::Departures;
-use crate::notice::Notice;
+use crate::notice::{Notice, Reports};
 use crate::vcpu::cpuid::LeafMask;
 
 /// Who wants the guest to stand still.
@@ -39,6 +39,14 @@ pub enum Hold {
     Lease,
     /// A migration switches over.
     Migration,
+}
+
+/// A moment in the life of a guest: it is another one once the machine has asked for anything
+/// or was rebuilt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    reports: u64,
+    reboots: u64,
 }
 
 /// Why the guest does not do what was asked.
@@ -56,6 +64,12 @@ pub enum GuestError {
     /// Only a machine that has not run can do it.
     #[error("cannot {0}: the machine has run already")]
     NotBuilt(&'static str),
+    /// It is between two hosts.
+    #[error("cannot {0}: the guest is switching over to another host; ask again, there or here")]
+    Leaving(&'static str),
+    /// It ends or reboots just now.
+    #[error("the guest reboots or ends just now; try again")]
+    Ending,
     /// The machine.
     #[error(transparent)]
     Machine(#[from] MachineError),
@@ -95,12 +109,27 @@ enum Phase {
 struct Inner {
     phase: Phase,
     holds: Vec<Hold>,
+    leaving: Leaving,
+}
+
+/// Whether the guest is between two hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    /// It is ours.
+    No,
+    /// The switch-over is under way: nobody may rebuild or end the machine.
+    Now,
+    /// Another host has it, or may have.
+    Left,
 }
 
 /// The guest.
 pub struct Guest {
     parts: Parts,
     inner: Mutex<Inner>,
+    /// [`Inner::leaving`] has changed.
+    settled: Condvar,
+    reports: Reports,
     events: Events,
     reboots: AtomicU64,
     /// What the machines before the present one have done.
@@ -115,8 +144,9 @@ pub struct Guest {
 impl Guest {
     /// A guest at the first instruction of its kernel.
     pub fn boot(parts: Parts) -> Result<Arc<Self>, MachineError> {
-        let built = parts.boot()?;
-        Ok(Self::with(parts, built))
+        let reports = Reports::new(parts.notices.clone());
+        let built = parts.boot(&reports)?;
+        Ok(Self::with(parts, built, reports))
     }
 
     /// A guest that a state will be poured into: the target of a migration.
@@ -129,11 +159,12 @@ impl Guest {
             notices,
             ..
         } = &parts;
-        let built = Built::new(kvm, spec, backends, masks, notices)?;
-        Ok(Self::with(parts, built))
+        let reports = Reports::new(notices.clone());
+        let built = Built::new(kvm, spec, backends, masks, &reports)?;
+        Ok(Self::with(parts, built, reports))
     }
 
-    fn with(parts: Parts, built: Built) -> Arc<Self> {
+    fn with(parts: Parts, built: Built, reports: Reports) -> Arc<Self> {
         Arc::new(Self {
             epoch: AtomicU64::new(parts.epoch.unwrap_or(0)),
             lease: OnceLock::new(),
@@ -141,7 +172,10 @@ impl Guest {
             inner: Mutex::new(Inner {
                 phase: Phase::Built(built),
                 holds: Vec::new(),
+                leaving: Leaving::No,
             }),
+            settled: Condvar::new(),
+            reports,
             events: Events::default(),
             reboots: AtomicU64::new(0),
             past: Mutex::default(),
@@ -204,8 +238,7 @@ impl Guest {
         &self.events
     }
 
-    /// How often it was rebooted in place. A migration that sees this change starts again:
-    /// the dirty log belonged to the machine before.
+    /// How often it was rebooted in place.
     pub fn reboots(&self) -> u64 {
         self.reboots.load(Ordering::Acquire)
     }
@@ -246,7 +279,10 @@ impl Guest {
     /// Make it stand still on behalf of `who`: when this returns nothing touches its memory
     /// or disks.
     pub fn hold(&self, who: Hold) -> Result<(), GuestError> {
-        let mut inner = self.lock();
+        self.hold_locked(&mut self.lock(), who)
+    }
+
+    fn hold_locked(&self, inner: &mut Inner, who: Hold) -> Result<(), GuestError> {
         match std::mem::replace(&mut inner.phase, Phase::Gone) {
             Phase::Running(running) => {
                 inner.phase = Phase::Paused(running.pause());
@@ -265,6 +301,10 @@ impl Guest {
     pub fn unhold(&self, who: Hold) -> Result<bool, GuestError> {
         let mut inner = self.lock();
         inner.holds.retain(|hold| *hold != who);
+        if who == Hold::Migration {
+            inner.leaving = Leaving::No;
+            self.settled.notify_all();
+        }
         if !inner.holds.is_empty() {
             return Ok(false);
         }
@@ -296,6 +336,52 @@ impl Guest {
         self.lock().holds.contains(&who)
     }
 
+    /// What tells a migration at the switch-over whether it may have the guest.
+    pub fn moment(&self) -> Moment {
+        Moment {
+            reports: self.reports.told(),
+            reboots: self.reboots(),
+        }
+    }
+
+    /// Switch over: make it stand still on behalf of [`Hold::Migration`], unless it has asked
+    /// to be reset or switched off `since`. Nobody can end or rebuild the machine from now on
+    /// until [`Guest::unhold`] or [`Guest::left`].
+    pub fn leave(&self, since: Moment) -> Result<(), GuestError> {
+        let mut inner = self.lock();
+        self.hold_locked(&mut inner, Hold::Migration)?;
+        // What the machine said before it stood still has been counted by now.
+        if self.moment() != since {
+            return Err(GuestError::Ending);
+        }
+        inner.leaving = Leaving::Now;
+        Ok(())
+    }
+
+    /// The switch-over is over: another host has the guest, or may have it.
+    pub fn left(&self) {
+        self.lock().leaving = Leaving::Left;
+        self.settled.notify_all();
+    }
+
+    /// Wait until it is not between two hosts; does another host have it, for all we know?
+    pub fn settle(&self) -> bool {
+        let settled = self
+            .settled
+            .wait_while(self.lock(), |inner| inner.leaving == Leaving::Now);
+        settled.unwrap_or_else(PoisonError::into_inner).leaving == Leaving::Left
+    }
+
+    /// An operator wants `notice` acted on, to do `act`.
+    pub fn ask(&self, act: &'static str, notice: Notice) -> Result<(), GuestError> {
+        let inner = self.lock();
+        if inner.leaving == Leaving::Now {
+            return Err(GuestError::Leaving(act));
+        }
+        let told = self.parts.notices.send(notice);
+        told.map_err(|_| GuestError::Gone)
+    }
+
     /// Copy everything but memory; it must stand still.
     pub fn save(&self) -> Result<MachineState, GuestError> {
         match &self.lock().phase {
@@ -321,6 +407,9 @@ impl Guest {
     /// `between` is called when the old machine has said its last and the new one nothing.
     pub fn reboot(&self, between: impl FnOnce()) -> Result<(), GuestError> {
         let mut inner = self.lock();
+        if inner.leaving != Leaving::No {
+            return Err(GuestError::Leaving("reboot the guest"));
+        }
         self.past().add(&counters::of(inner.machine()?));
         // The old machine goes before its memory does.
         inner.phase = Phase::Gone;
@@ -329,7 +418,7 @@ impl Guest {
             act: "clear guest memory",
             source,
         })?;
-        let built = self.parts.boot()?;
+        let built = self.parts.boot(&self.reports)?;
         inner.phase = Phase::Running(built.start()?);
         self.reboots.fetch_add(1, Ordering::AcqRel);
         self.events.tell(Happening::Rebooted);
@@ -424,13 +513,7 @@ impl Inner {
 }
 
 impl Parts {
-    fn boot(&self) -> Result<Built, MachineError> {
-        Built::boot(
-            &self.kvm,
-            &self.spec,
-            &self.backends,
-            &self.masks,
-            &self.notices,
-        )
+    fn boot(&self, reports: &Reports) -> Result<Built, MachineError> {
+        Built::boot(&self.kvm, &self.spec, &self.backends, &self.masks, reports)
     }
 }

@@ -9,20 +9,26 @@ use std::path::PathBuf;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
+use shared_storage::gate::Gate;
 use shared_storage::lease::{
-    Ending, HandOver, HeldLease, Holder, LeaseGate, Notice as LeaseNotice,
+    Ending, Grant, HandOver, HeldLease, Holder, LeaseGate, LeaseRecord, Notice as LeaseNotice,
 };
 use shared_storage::{DEFAULT_RUN_DIR, Datastore, Keeper, LocalHost, Role, StoreError};
 use vmm_core::control::Happening;
 
+use crate::error::one_line;
 use crate::guest::{Guest, GuestError, Hold};
 use crate::notice::Notice;
 
 /// The lease must be ours within this.
 const ADOPT_LIMIT: Duration = Duration::from_secs(30);
+/// What the source of a migration says of its lease must show here within this, ...
+const OFFER_LIMIT: Duration = Duration::from_secs(5);
+/// ... looked at with these pauses.
+const OFFER_PAUSE: Duration = Duration::from_millis(100);
 const STACK_BYTES: usize = 128 << 10;
 
 /// Where the guest's lease is.
@@ -50,6 +56,20 @@ pub struct Citizen {
     guest: String,
 }
 
+/// Which hand-over, of all that were ever tried: the token of its migration.
+pub type Attempt = [u8; 16];
+
+/// What the datastore says about a hand-over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It took place, and is the last word.
+    Done(LeaseRecord),
+    /// It has not taken place, and may yet.
+    Open,
+    /// It never will, or somebody has had the lease since.
+    Void(LeaseRecord),
+}
+
 /// The lease. Dropping it leaves it to this host, whose agent releases it.
 pub struct Lease {
     held: Mutex<HeldLease>,
@@ -67,16 +87,22 @@ impl LeaseFlags {
         };
         let store = Datastore::open(datastore)?;
         let host = LocalHost::new(host, &self.run_dir)?;
-        let keeper = Keeper::start(&store, &host, Role::Guest)?;
-        Ok(Some(Citizen {
-            store,
-            keeper,
-            guest: guest.clone(),
-        }))
+        Citizen::new(store, &host, guest).map(Some)
     }
 }
 
 impl Citizen {
+    /// This process as one of `host`, for `guest`.
+    pub fn new(store: Datastore, host: &LocalHost, guest: &str) -> Result<Self, StoreError> {
+        let keeper = Keeper::start(&store, host, Role::Guest)?;
+        let guest = guest.to_owned();
+        Ok(Self {
+            store,
+            keeper,
+            guest,
+        })
+    }
+
     /// The datastore.
     pub fn store(&self) -> &Datastore {
         &self.store
@@ -87,14 +113,60 @@ impl Citizen {
         self.keeper.holder()
     }
 
-    /// Does the lease name this host? An error means that it cannot be found out now.
-    pub fn owns(&self) -> Result<bool, StoreError> {
-        let last = self.store.guest(&self.guest)?.lease().last()?;
-        let here = self.keeper.holder();
-        let holder = last.and_then(|last| last.holder);
-        Ok(holder.is_some_and(|holder| {
-            (&holder.host, &holder.incarnation) == (&here.host, &here.incarnation)
-        }))
+    /// Does the lease as it lies here lead to the one that the source says it holds?
+    pub fn check_offer(&self, offered: &LeaseRecord) -> Result<(), String> {
+        let guest = &self.guest;
+        // The lease names a term of this host's life; it should last beyond the hand-over.
+        let beats = self.keeper.wait_live(OFFER_LIMIT);
+        beats.map_err(|error| one_line(&error))?;
+        let give_up = Instant::now() + OFFER_LIMIT;
+        loop {
+            let last = self.store.guest(guest).and_then(|dir| dir.lease().last());
+            match last.map_err(|error| one_line(&error))? {
+                Some(last) if last == *offered => return Ok(()),
+                // Directories are cached by network file systems.
+                Some(last) if last.epoch < offered.epoch && Instant::now() < give_up => {
+                    thread::sleep(OFFER_PAUSE);
+                }
+                Some(last) => {
+                    return Err(format!(
+                        "the source offers epoch {} of the lease of {}, but here the lease of \
+                         {guest} is at epoch {}; give both sides the same --datastore and --guest",
+                        offered.epoch, offered.subject, last.epoch
+                    ));
+                }
+                None => return Err(format!("here nobody ever had the lease of {guest}")),
+            }
+        }
+    }
+
+    /// What became of `attempt`, begun when the source held `from`. An error means that it
+    /// cannot be found out now.
+    pub fn verdict(&self, attempt: &Attempt, from: &LeaseRecord) -> Result<Verdict, StoreError> {
+        let Some(last) = self.store.guest(&self.guest)?.lease().last()? else {
+            return Ok(Verdict::Open);
+        };
+        // A source that lapsed and came back may go on with the migration.
+        let came_back = last.grant == Grant::Renewed && same_boot(&last, from);
+        Ok(
+            if last.grant == Grant::HandedOver && last.nonce == *attempt {
+                Verdict::Done(last)
+            } else if last.epoch <= from.epoch || came_back {
+                Verdict::Open
+            } else {
+                Verdict::Void(last)
+            },
+        )
+    }
+
+    /// Take up the lease that `attempt` handed over to this host.
+    pub fn adopt_from(self, attempt: &Attempt, from: &LeaseRecord) -> Result<Lease, String> {
+        match self.verdict(attempt, from) {
+            Ok(Verdict::Done(_)) => self.adopt().map_err(|error| one_line(&error)),
+            Ok(Verdict::Open) => Err("the lease of this guest was not handed over".to_owned()),
+            Ok(Verdict::Void(record)) => Err(taken(&record)),
+            Err(error) => Err(one_line(&error)),
+        }
     }
 
     /// Take up the lease that names this host.
@@ -123,15 +195,31 @@ impl Lease {
 
     /// Its epoch.
     pub fn epoch(&self) -> Option<u64> {
+        self.record().map(|record| record.epoch)
+    }
+
+    /// The record that is held, or that was held before a pause.
+    pub fn record(&self) -> Option<LeaseRecord> {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.record().map(|record| record.epoch)
+        held.record()
     }
 
     /// Give it to `to`: the commit of a migration. The guest must stand still and its disks
     /// be let go of.
-    pub fn hand_over(&self, to: Holder, timeout: Duration) -> HandOver {
+    pub fn hand_over(&self, to: Holder, attempt: Attempt, timeout: Duration) -> HandOver {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.hand_over(to, timeout)
+        held.hand_over(to, attempt, timeout)
+    }
+
+    /// What became of a hand-over that was [`HandOver::Unknown`], begun when we held `from`.
+    pub fn look_again(&self, attempt: &Attempt, from: &LeaseRecord) -> HandOver {
+        match self.citizen.verdict(attempt, from) {
+            Ok(Verdict::Done(record)) => HandOver::Done(record),
+            Ok(Verdict::Void(record)) => HandOver::Lost(record),
+            // The gate opens again only once it is certain that the hand-over never takes place.
+            Ok(Verdict::Open) if self.gate.pass().is_ok() => HandOver::NotDone,
+            Ok(Verdict::Open) | Err(_) => HandOver::Unknown,
+        }
     }
 
     /// Obey the lease from now on.
@@ -172,15 +260,25 @@ fn obey(notice: LeaseNotice, guest: &Guest) -> Result<(), GuestError> {
         // Whoever handed it over or released it knows what to do next.
         LeaseNotice::Ended(Ending::HandedOver(_) | Ending::Released(_)) => {}
         LeaseNotice::Ended(Ending::Lost(record)) => {
-            let host = record
-                .holder
-                .map_or("nobody".to_owned(), |holder| holder.host.clone());
-            let why = format!(
-                "the lease of this guest (epoch {}) went to {host}: it must not run here",
-                record.epoch
-            );
+            let why = taken(&record);
             let _ = guest.notices().send(Notice::LeaseLost(why));
         }
     }
     Ok(())
+}
+
+fn same_boot(one: &LeaseRecord, other: &LeaseRecord) -> bool {
+    match (&one.holder, &other.holder) {
+        (Some(one), Some(other)) => one.same_boot(other),
+        _ => false,
+    }
+}
+
+fn taken(record: &LeaseRecord) -> String {
+    let host = record.holder.as_ref();
+    format!(
+        "the lease of this guest (epoch {}) went to {}: it must not run here",
+        record.epoch,
+        host.map_or("nobody", |holder| &holder.host)
+    )
 }

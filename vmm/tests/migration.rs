@@ -2,7 +2,7 @@
 //! process over loopback, and says from inside what it noticed.
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -13,21 +13,25 @@ use probe::report::Report;
 use shared_storage::gate::AlwaysOpen;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::console::{Console, ConsoleMode};
-use vmm::guest::{Guest, Parts};
+use vmm::guest::{Guest, GuestError, Hold, Parts};
 use vmm::machine::{Backends, DiskAccess};
 use vmm::migration::arrival::Arrival;
+use vmm::migration::departure::Departures;
 use vmm::migration::source::Outcome;
 use vmm::migration::stream::Security;
-use vmm::migration::{MigrationError, target};
+use vmm::migration::{MigrationError, target, wire};
+use vmm::notice::Notice;
 use vmm_core::converge::Goal;
 use vmm_core::lifecycle::State;
-use vmm_core::migration::Migrate;
+use vmm_core::migration::{Migrate, Phase};
 use vmm_core::spec::Spec;
 
 /// Whatever the probe is waited for comes within seconds; this leaves room for busy machines.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// Far below the time after which a socket gives up by itself.
+const STUCK: Duration = Duration::from_secs(5);
 
-fn console() -> (Arc<Console>, mpsc::Sender<vmm::notice::Notice>) {
+fn console() -> (Arc<Console>, mpsc::Sender<Notice>) {
     let (notices, _) = mpsc::channel();
     let console = Console::new(&ConsoleMode::Off, notices.clone()).unwrap();
     (Arc::new(console), notices)
@@ -171,6 +175,8 @@ fn a_guest_moves_and_every_page_arrives() {
         guest.end();
         verify_all_pages(&moved.guest);
         println!("{settings}, {cpus} vCPUs: {:?}", moved.summary);
+        assert!(moved.summary.verified);
+        assert!(moved.summary.guest_blackout_us <= moved.summary.blackout_us);
     }
 }
 
@@ -211,6 +217,82 @@ fn a_cancelled_migration_leaves_the_guest_where_it_was() {
     assert!(matches!(stayed.err(), Some(MigrationError::Cancelled)));
     assert_eq!(guest.state(), Some(State::Running));
     verify_all_pages(&guest);
+}
+
+/// Takes whatever connects, answers the offer, and then neither reads nor says anything.
+fn deaf_target() -> (String, thread::JoinHandle<Vec<TcpStream>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let deaf = thread::spawn(move || {
+        let mut control = listener.accept().unwrap().0;
+        wire::receive(&mut control).unwrap();
+        let accept = wire::Accept { holder: None };
+        wire::send(&mut control, wire::Kind::Accept, 0, &accept).unwrap();
+        let mut all: Vec<_> = (0..2).map(|_| listener.accept().unwrap().0).collect();
+        all.push(control);
+        all
+    });
+    (address, deaf)
+}
+
+#[test]
+fn a_cancel_ends_the_wait_for_a_target_that_does_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = "fill_mib=64 hot_mib=2 rate_mib_s=20";
+    let Some(guest) = boot_probe(dir.path(), settings, 1, 128) else {
+        return;
+    };
+    let (address, deaf) = deaf_target();
+    Departures::begin(&guest, wish(address)).unwrap();
+    let connections = deaf.join().unwrap();
+    let watch = guest.departures().latest();
+    // Until its senders are stuck in full sockets.
+    let mut sent = 0;
+    while sent == 0 || watch.progress().sent_bytes != sent {
+        sent = watch.progress().sent_bytes;
+        thread::sleep(Duration::from_millis(100));
+    }
+    let cancelled = Instant::now();
+    watch.cancel();
+    while watch.progress().phase != Phase::Failed {
+        assert!(cancelled.elapsed() < PATIENCE, "{:?}", watch.progress());
+        thread::sleep(Duration::from_millis(1));
+    }
+    println!("given up after {:?}", cancelled.elapsed());
+    assert!(cancelled.elapsed() < STUCK, "{:?}", cancelled.elapsed());
+    assert_eq!(guest.state(), Some(State::Running));
+    drop(connections);
+    // The next attempt finds nothing in its way.
+    let moved = migrate(&guest, |wish| wish.goal.accept_longer = true).unwrap();
+    guest.end();
+    verify_all_pages(&moved.guest);
+}
+
+#[test]
+fn a_guest_that_reboots_meanwhile_stays_and_nobody_ends_it_at_the_switch_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(guest) = boot_probe(dir.path(), "fill_mib=1", 1, 64) else {
+        return;
+    };
+    let since = guest.moment();
+    guest.leave(since).unwrap();
+    let refused = guest.ask("reset the guest", Notice::Reset);
+    assert!(
+        matches!(refused, Err(GuestError::Leaving(_))),
+        "{refused:?}"
+    );
+    assert!(guest.reboot(|| {}).is_err());
+    let waiting = thread::spawn({
+        let guest = guest.clone();
+        move || guest.settle()
+    });
+    assert!(guest.unhold(Hold::Migration).unwrap());
+    assert!(!waiting.join().unwrap(), "it is here");
+    guest.reboot(|| {}).unwrap();
+    let left = guest.leave(since);
+    assert!(matches!(left, Err(GuestError::Ending)), "{left:?}");
+    assert!(guest.unhold(Hold::Migration).unwrap());
+    wait_for(&guest, "that it runs again", Report::is_running);
 }
 
 #[test]

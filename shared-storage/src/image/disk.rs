@@ -193,6 +193,10 @@ impl Disk {
         self.bytes.load(Ordering::Acquire)
     }
 
+    pub(super) fn top(&self) -> &GuardedFile {
+        &self.top
+    }
+
     /// Whether writes are refused.
     pub fn readonly(&self) -> bool {
         self.options.readonly

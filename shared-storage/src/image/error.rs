@@ -49,6 +49,18 @@ pub enum ImageError {
         .0.display()
     )]
     Locked(PathBuf),
+    /// Another image than a guest runs on.
+    #[error(
+        "image {} is not the one that the guest runs on ({why}); its disks must lie on storage \
+         that both hosts share, under the same path",
+        path.display()
+    )]
+    NotTheSame {
+        /// The file.
+        path: PathBuf,
+        /// What gave it away.
+        why: String,
+    },
     /// No right to read or write it.
     #[error(
         "no permission to {act} image {}; give this user access, or use it read-only",

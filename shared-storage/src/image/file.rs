@@ -109,6 +109,10 @@ impl GuardedFile {
         })
     }
 
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Take the lock; `false` when somebody else has it.
     pub(super) fn lock(&self, kind: lock::Kind) -> io::Result<bool> {
         let taken = lock::take(&self.file, kind)?;

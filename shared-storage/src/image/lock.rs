@@ -32,19 +32,35 @@ pub fn take(file: &File, kind: Kind) -> io::Result<bool> {
     }
 }
 
+/// Does another description, on this host or another, hold any lock on it?
+pub fn is_taken(file: &File) -> io::Result<bool> {
+    let mut lock = whole_file(libc::F_WRLCK);
+    // SAFETY: the descriptor is open and `lock`, which the call overwrites, outlives it.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) };
+    if result == 0 {
+        Ok(i32::from(lock.l_type) != libc::F_UNLCK)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// Give the lock back.
 pub fn release(file: &File) -> io::Result<()> {
     set(file, libc::F_UNLCK)
 }
 
-fn set(file: &File, kind: libc::c_int) -> io::Result<()> {
-    let lock = libc::flock {
+fn whole_file(kind: libc::c_int) -> libc::flock {
+    libc::flock {
         l_type: kind as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
         l_start: 0,
         l_len: 0,
         l_pid: 0,
-    };
+    }
+}
+
+fn set(file: &File, kind: libc::c_int) -> io::Result<()> {
+    let lock = whole_file(kind);
     // SAFETY: the descriptor is open and `lock` outlives the call, which only reads it.
     let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
     if result == 0 {

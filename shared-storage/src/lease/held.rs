@@ -242,8 +242,9 @@ impl HeldLease {
 
     /// Gives the lease to `to`: the commit of a migration. The guest is paused and its writes
     /// are complete. The gate is shut from here on, until a [`Notice::Run`].
-    pub fn hand_over(&self, to: Holder, timeout: Duration) -> HandOver {
-        match self.ask(Event::HandOver { to }, timeout) {
+    /// `nonce` names this hand-over among all: the record carries it.
+    pub fn hand_over(&self, to: Holder, nonce: [u8; 16], timeout: Duration) -> HandOver {
+        match self.ask(Event::HandOver { to, nonce }, timeout) {
             Some(Answer::Ended(Ending::HandedOver(record))) => HandOver::Done(record),
             Some(Answer::Ended(Ending::Lost(record) | Ending::Released(record))) => {
                 HandOver::Lost(record)

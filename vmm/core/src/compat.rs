@@ -20,7 +20,7 @@ pub struct CpuidLeaf {
 const REGISTER_NAMES: [&str; 4] = ["EAX", "EBX", "ECX", "EDX"];
 
 /// Registers in which a set bit promises a feature: function, index, register.
-const FEATURES: [(u32, u32, usize); 9] = [
+pub const FEATURES: [(u32, u32, usize); 9] = [
     (1, 0, 2),
     (1, 0, 3),
     (7, 0, 1),
@@ -32,9 +32,10 @@ const FEATURES: [(u32, u32, usize); 9] = [
     (0x8000_0001, 0, 3),
 ];
 
-/// Bits that say how the machine is set up now, not what it can do: OSXSAVE, OSPKE, and the
-/// hypervisor bit.
-const NOT_FEATURES: [(u32, usize, u32); 2] = [(1, 2, 1 << 27 | 1 << 31), (7, 2, 1 << 4)];
+/// Bits that say how the machine is set up now, not what it can do: OSXSAVE and the
+/// hypervisor bit, more than one processor, OSPKE.
+const NOT_FEATURES: [(u32, usize, u32); 3] =
+    [(1, 2, 1 << 27 | 1 << 31), (1, 3, 1 << 28), (7, 2, 1 << 4)];
 
 /// Names of the features that guests miss most; others are named by their place.
 const NAMES: [(u32, usize, u32, &str); 20] = [

@@ -88,6 +88,10 @@ pub struct Summary {
     pub total_us: u64,
     /// From stopping the guest to the target's word that it runs, in microseconds.
     pub blackout_us: u64,
+    /// For how long the guest did not run: without the way of the target's word back, in
+    /// microseconds.
+    #[serde(default)]
+    pub guest_blackout_us: u64,
     /// What had been predicted, in microseconds.
     pub predicted_blackout_us: u64,
     /// Bytes of memory sent.

@@ -64,8 +64,15 @@ pub async fn answer(request: Request<Incoming>, guest: Arc<Guest>) -> Response<B
         ("PUT", "/v1/pause") => act(guest, |guest| guest.hold(Hold::Operator)).await,
         ("PUT", "/v1/resume") => act(guest, |guest| guest.unhold(Hold::Operator).map(drop)).await,
         ("PUT", "/v1/power-button") => act(guest, Guest::press_power_button).await,
-        ("PUT", "/v1/power-off") => tell(&guest, Notice::Off),
-        ("PUT", "/v1/reset") => tell(&guest, Notice::Reset),
+        ("PUT", "/v1/power-off") => {
+            act(guest, |guest| {
+                guest.ask("switch the guest off", Notice::Off)
+            })
+            .await
+        }
+        ("PUT", "/v1/reset") => {
+            act(guest, |guest| guest.ask("reset the guest", Notice::Reset)).await
+        }
         ("GET", "/v1/migration") => show(Ok(guest.departures().latest().progress())),
         ("PUT", "/v1/migration") => migrate(request, guest).await,
         ("DELETE", "/v1/migration") => {
@@ -107,16 +114,9 @@ async fn migrate(request: Request<Incoming>, guest: Arc<Guest>) -> Response<Body
         }
         Err(error) => return refuse(StatusCode::BAD_REQUEST, &error.to_string()),
     };
-    match Departures::begin(guest, wish) {
+    match Departures::begin(&guest, wish) {
         Ok(()) => done_response(),
         Err(error) => refuse(StatusCode::CONFLICT, &one_line(&error)),
-    }
-}
-
-fn tell(guest: &Guest, notice: Notice) -> Response<Body> {
-    match guest.notices().send(notice) {
-        Ok(()) => done_response(),
-        Err(_) => refuse_error(&GuestError::Gone),
     }
 }
 
@@ -140,9 +140,11 @@ fn done_response() -> Response<Body> {
 fn refuse_error(error: &GuestError) -> Response<Body> {
     let status = match error {
         GuestError::Gone => StatusCode::GONE,
-        GuestError::NotRunning(_) | GuestError::NotPaused(_) | GuestError::NotBuilt(_) => {
-            StatusCode::CONFLICT
-        }
+        GuestError::NotRunning(_)
+        | GuestError::NotPaused(_)
+        | GuestError::NotBuilt(_)
+        | GuestError::Leaving(_)
+        | GuestError::Ending => StatusCode::CONFLICT,
         GuestError::Machine(_) | GuestError::Io { .. } => StatusCode::INTERNAL_SERVER_ERROR,
     };
     refuse(status, &one_line(error))

@@ -2,11 +2,9 @@
 //!
 //! They do nothing themselves; they tell the machine what the guest wants.
 
-use std::sync::mpsc::Sender;
-
 use crate::bus::BusDevice;
 use crate::layout::POWER_PORT;
-use crate::notice::Notice;
+use crate::notice::{Notice, Reports};
 
 /// Sleep type of "soft off", named by `_S5` in the DSDT.
 pub const SLEEP_TYPE_OFF: u8 = 5;
@@ -31,7 +29,7 @@ pub fn reset_port() -> u16 {
 }
 
 /// Sleep control, sleep status and reset.
-pub struct PowerRegisters(pub Sender<Notice>);
+pub struct PowerRegisters(pub Reports);
 
 impl BusDevice for PowerRegisters {
     fn read(&mut self, _offset: u64, data: &mut [u8]) {
@@ -45,13 +43,12 @@ impl BusDevice for PowerRegisters {
             (RESET_OFFSET, [RESET_VALUE]) => Notice::Reset,
             _ => return,
         };
-        // Nobody listens only when the machine is ending anyway.
-        let _ = self.0.send(request);
+        self.0.tell(request);
     }
 }
 
 /// The keyboard controller's command port: old software resets the machine through it.
-pub struct KeyboardReset(pub Sender<Notice>);
+pub struct KeyboardReset(pub Reports);
 
 /// "Pulse the processor's reset line".
 const KEYBOARD_RESET: u8 = 0xfe;
@@ -64,13 +61,13 @@ impl BusDevice for KeyboardReset {
 
     fn write(&mut self, _offset: u64, data: &[u8]) {
         if data == [KEYBOARD_RESET] {
-            let _ = self.0.send(Notice::Reset);
+            self.0.tell(Notice::Reset);
         }
     }
 }
 
 /// QEMU's pvpanic port (docs/specs/pvpanic.txt).
-pub struct PanicPort(pub Sender<Notice>);
+pub struct PanicPort(pub Reports);
 
 const PANICKED: u8 = 1 << 0;
 
@@ -81,7 +78,7 @@ impl BusDevice for PanicPort {
 
     fn write(&mut self, _offset: u64, data: &[u8]) {
         if data.iter().any(|byte| byte & PANICKED != 0) {
-            let _ = self.0.send(Notice::Panicked);
+            self.0.tell(Notice::Panicked);
         }
     }
 }
@@ -98,6 +95,7 @@ mod tests {
     #[test]
     fn requests_are_told_apart() {
         let (sender, requests) = channel();
+        let sender = Reports::new(sender);
         let mut power = PowerRegisters(sender.clone());
         power.write(0, &[0x34]);
         power.write(2, &[1]);
@@ -116,6 +114,7 @@ mod tests {
         #[test]
         fn no_access_panics(offset in 0..POWER_PORTS, mut data in prop::collection::vec(any::<u8>(), 0..9)) {
             let (sender, _requests) = channel();
+            let sender = Reports::new(sender);
             let mut power = PowerRegisters(sender.clone());
             power.write(offset, &data);
             power.read(offset, &mut data);

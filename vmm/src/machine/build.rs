@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::{Kvm, VcpuFd};
@@ -24,7 +23,7 @@ use crate::layout::{
     ECAM, ECAM_LEN, KEYBOARD_PORT, PANIC_PORT, PCI_WINDOW, POWER_BUTTON_IRQ, POWER_PORT,
     SERIAL_IRQ, SERIAL_PORT,
 };
-use crate::notice::Notice;
+use crate::notice::Reports;
 use crate::pci::root::PORTS as PCI_PORTS;
 use crate::pci::{PciError, PciRoot};
 use crate::vcpu::Vcpu;
@@ -106,9 +105,9 @@ impl Built {
         spec: &Spec,
         backends: &Backends,
         masks: &[LeafMask],
-        notices: &Sender<Notice>,
+        reports: &Reports,
     ) -> Result<Self, MachineError> {
-        build(kvm, spec, backends, masks, notices, None)
+        build(kvm, spec, backends, masks, reports, None)
     }
 
     /// A machine at the first instruction of its kernel.
@@ -117,11 +116,11 @@ impl Built {
         spec: &Spec,
         backends: &Backends,
         masks: &[LeafMask],
-        notices: &Sender<Notice>,
+        reports: &Reports,
     ) -> Result<Self, MachineError> {
         let rsdp = acpi::write(&backends.memory, spec.cpus)?;
         let entry = boot::load(spec, &backends.memory, rsdp)?;
-        build(kvm, spec, backends, masks, notices, Some(entry))
+        build(kvm, spec, backends, masks, reports, Some(entry))
     }
 }
 
@@ -130,7 +129,7 @@ fn build(
     spec: &Spec,
     backends: &Backends,
     masks: &[LeafMask],
-    notices: &Sender<Notice>,
+    reports: &Reports,
     entry: Option<Entry>,
 ) -> Result<Built, MachineError> {
     let max = kvm.get_max_vcpus();
@@ -148,8 +147,9 @@ fn build(
     .map_err(device("serial port"))?;
     let power_button = pin(POWER_BUTTON_IRQ).map_err(device("power button"))?;
     let devices = add_devices(spec, backends, &vm)?;
-    let buses = Arc::new(wire(&devices.pci, serial.clone(), notices));
+    let buses = Arc::new(wire(&devices.pci, serial.clone(), reports));
     let supported = cpuid::supported(kvm)?;
+    let shown = cpuid::of_processor(&supported, 0, spec.cpus, masks);
     let mut vcpus = Vec::new();
     for index in 0..spec.cpus {
         let request = KvmError::request;
@@ -165,7 +165,7 @@ fn build(
         if let (Some(entry), 0) = (entry, index) {
             set_registers(&fd, entry, backends)?;
         }
-        let vcpu = Vcpu::spawn(index, fd, buses.clone(), notices.clone());
+        let vcpu = Vcpu::spawn(index, fd, buses.clone(), reports.clone());
         vcpus.push(vcpu.map_err(device("thread of a processor"))?);
     }
     backends.console.plug(serial.clone());
@@ -176,6 +176,7 @@ fn build(
         power_button,
         disks: devices.disks,
         nets: devices.nets,
+        shown: cpuid::leaves(shown.as_slice()),
         vm,
     }))
 }
@@ -220,17 +221,17 @@ fn add_devices(
     Ok(Devices { pci, disks, nets })
 }
 
-fn wire(pci: &PciRoot, serial: SerialPort, notices: &Sender<Notice>) -> Buses {
+fn wire(pci: &PciRoot, serial: SerialPort, reports: &Reports) -> Buses {
     let mut buses = Buses::default();
     let ports = &mut buses.ports;
     ports.attach(u64::from(SERIAL_PORT), SERIAL_PORTS, serial);
     ports.attach(
         u64::from(POWER_PORT),
         POWER_PORTS,
-        PowerRegisters(notices.clone()),
+        PowerRegisters(reports.clone()),
     );
-    ports.attach(u64::from(KEYBOARD_PORT), 1, KeyboardReset(notices.clone()));
-    ports.attach(u64::from(PANIC_PORT), 1, PanicPort(notices.clone()));
+    ports.attach(u64::from(KEYBOARD_PORT), 1, KeyboardReset(reports.clone()));
+    ports.attach(u64::from(PANIC_PORT), 1, PanicPort(reports.clone()));
     ports.attach(u64::from(PCI_PORTS.0), u64::from(PCI_PORTS.1), pci.ports());
     let mmio = &mut buses.mmio;
     mmio.attach(ECAM, ECAM_LEN, pci.ecam());

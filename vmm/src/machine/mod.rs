@@ -18,6 +18,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::mpsc;
 
+use vmm_core::compat::CpuidLeaf;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::devices::serial::SerialPort;
@@ -38,6 +39,8 @@ struct Machine {
     power_button: EventFd,
     disks: Vec<Arc<BlockCounters>>,
     nets: Vec<Arc<NetCounters>>,
+    /// What the first processor says it is; the others differ only in their place.
+    shown: Vec<CpuidLeaf>,
     vm: VirtualMachine,
 }
 
@@ -107,6 +110,8 @@ pub trait Inspect {
     fn disks(&self) -> &[Arc<BlockCounters>];
     /// What each network card has done.
     fn nets(&self) -> &[Arc<NetCounters>];
+    /// What the guest's processors were shown of their features.
+    fn shown(&self) -> Vec<CpuidLeaf>;
     /// The guest has just arrived on this host: let devices tell the outside world.
     fn announce(&self) -> Result<(), MachineError>;
 }
@@ -134,6 +139,10 @@ macro_rules! inspect {
 
             fn nets(&self) -> &[Arc<NetCounters>] {
                 &self.0.nets
+            }
+
+            fn shown(&self) -> Vec<CpuidLeaf> {
+                self.0.shown.clone()
             }
 
             fn announce(&self) -> Result<(), MachineError> {

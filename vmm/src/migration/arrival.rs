@@ -1,16 +1,17 @@
 //! A guest arrives in this process: what [`super::target`] needs of it.
 
+use std::fs::File;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
 
 use kvm_ioctls::Kvm;
 use shared_storage::gate::{Gate, Shut};
-use shared_storage::lease::LeaseGate;
+use shared_storage::image::ImageIdentity;
+use shared_storage::lease::{LeaseGate, LeaseRecord};
 use storage_core::record::Holder;
-use vmm_core::compat::missing_features;
+use vmm_core::compat::{CpuidLeaf, missing_features};
 use vmm_core::spec::Spec;
 
-use super::departure::features_here;
 use super::target::TargetGuest;
 use super::wire::Hello;
 use crate::codec;
@@ -18,11 +19,12 @@ use crate::console::Console;
 use crate::error::one_line;
 use crate::guest::{Guest, Hold, Parts};
 use crate::kvm;
-use crate::lease::Citizen;
+use crate::lease::{Attempt, Citizen, Verdict};
 use crate::machine::state::{MachineState, STATE_VERSION};
 use crate::machine::{Backends, DiskAccess};
 use crate::memory::GuestMemory;
 use crate::notice::Notice;
+use crate::vcpu::cpuid;
 
 /// The gate of a guest that is arriving: nothing of it runs before the lease is adopted, and
 /// from then on the lease's own gate decides.
@@ -42,6 +44,8 @@ pub struct Arrival {
     citizen: Option<Citizen>,
     gate: Arc<ArrivalGate>,
     guest: Option<Arc<Guest>>,
+    /// What hands the lease to us, and the lease as it was before.
+    attempt: Option<(Attempt, LeaseRecord)>,
 }
 
 impl Arrival {
@@ -53,6 +57,7 @@ impl Arrival {
             citizen,
             gate: Arc::default(),
             guest: None,
+            attempt: None,
         }
     }
 
@@ -67,7 +72,7 @@ impl Arrival {
             .ok_or_else(|| "no guest was built".to_owned())
     }
 
-    fn parts(&self, kvm: Kvm, spec: Spec) -> Result<Parts, String> {
+    fn parts(&self, kvm: Kvm, spec: Spec, shown: &[CpuidLeaf]) -> Result<Parts, String> {
         let access = DiskAccess {
             gate: self.gate.clone(),
             root: self
@@ -81,7 +86,8 @@ impl Arrival {
             kvm,
             backends: backends.map_err(|error| one_line(&error))?,
             spec,
-            masks: Vec::new(),
+            // A reboot here shows the guest no more than it has seen so far.
+            masks: cpuid::masks(shown),
             notices: self.notices.clone(),
             epoch: None,
         })
@@ -106,15 +112,23 @@ impl TargetGuest for Arrival {
                 hello.state_version
             ));
         }
-        if hello.epoch.is_some() != self.citizen.is_some() {
-            return Err(
-                "one side has a lease for the guest and the other has not; give both \
-                        the same --datastore and --guest"
-                    .to_owned(),
-            );
-        }
+        self.attempt = match (&hello.lease, &self.citizen) {
+            (Some(lease), Some(citizen)) => {
+                citizen.check_offer(lease)?;
+                Some((hello.token, lease.clone()))
+            }
+            (None, None) => None,
+            _ => {
+                return Err(
+                    "one side has a lease for the guest and the other has not; give both \
+                            the same --datastore and --guest"
+                        .to_owned(),
+                );
+            }
+        };
         let kvm = kvm::open().map_err(|error| one_line(&error))?;
-        let here = features_here(&kvm).map_err(|error| one_line(&error))?;
+        let here = cpuid::supported(&kvm).map_err(|error| one_line(&error))?;
+        let here = cpuid::leaves(here.as_slice());
         let missing = missing_features(&hello.cpuid, &here);
         if !missing.is_empty() {
             return Err(format!(
@@ -122,7 +136,15 @@ impl TargetGuest for Arrival {
                 missing.join(", ")
             ));
         }
-        let parts = self.parts(kvm, spec)?;
+        for file in [Some(&spec.kernel), spec.initramfs.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            // It is needed as soon as the guest reboots.
+            File::open(file).map_err(|error| format!("cannot open {file}: {error}"))?;
+        }
+        let parts = self.parts(kvm, spec, &hello.cpuid)?;
+        check_disks(&parts.backends, &hello.disks)?;
         let guest = Guest::empty(parts).map_err(|error| one_line(&error))?;
         let memory = guest.memory().clone();
         self.guest = Some(guest);
@@ -140,14 +162,15 @@ impl TargetGuest for Arrival {
             .map_err(|error| one_line(&error))
     }
 
-    fn owns(&mut self) -> Option<bool> {
-        self.citizen.as_ref()?.owns().ok()
+    fn verdict(&mut self) -> Option<Verdict> {
+        let (attempt, from) = self.attempt.as_ref()?;
+        self.citizen.as_ref()?.verdict(attempt, from).ok()
     }
 
     fn run(&mut self) -> Result<(), String> {
         let guest = self.guest()?.clone();
-        if let Some(citizen) = self.citizen.take() {
-            let lease = Arc::new(citizen.adopt().map_err(|error| one_line(&error))?);
+        if let (Some(citizen), Some((attempt, from))) = (self.citizen.take(), &self.attempt) {
+            let lease = Arc::new(citizen.adopt_from(attempt, from)?);
             let _ = self.gate.0.set(lease.gate());
             guest.set_lease(lease.clone());
             let guarded = lease.guard(guest.clone());
@@ -160,10 +183,27 @@ impl TargetGuest for Arrival {
         guest
             .unhold(Hold::Migration)
             .map_err(|error| one_line(&error))?;
-        if let Err(error) = guest.announce() {
+        Ok(())
+    }
+
+    fn announce(&mut self) {
+        let announced = self.guest.as_ref().map(|guest| guest.announce());
+        if let Some(Err(error)) = announced {
             // The guest runs; the network finds it with its next packet.
             tracing::warn!(error = one_line(&error), "cannot announce the guest");
         }
-        Ok(())
     }
+}
+
+fn check_disks(backends: &Backends, theirs: &[ImageIdentity]) -> Result<(), String> {
+    if theirs.len() != backends.disks.len() {
+        let (there, here) = (theirs.len(), backends.disks.len());
+        return Err(format!(
+            "the source names {there} disks and its spec {here}"
+        ));
+    }
+    for (disk, theirs) in backends.disks.iter().zip(theirs) {
+        disk.check_is(theirs).map_err(|error| one_line(&error))?;
+    }
+    Ok(())
 }

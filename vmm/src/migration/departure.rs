@@ -1,26 +1,25 @@
 //! A guest of this process leaves: what [`super::source`] needs of it.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use shared_storage::lease::HandOver;
+use shared_storage::image::ImageIdentity;
+use shared_storage::lease::{HandOver, LeaseRecord};
 use storage_core::record::Holder;
-use vmm_core::compat::CpuidLeaf;
 use vmm_core::migration::Migrate;
 
 use super::MigrationError;
-use super::source::{self, Commit, Outcome, SourceGuest, Watch};
+use super::source::{self, Commit, Outcome, SourceGuest};
 use super::stream::Security;
-use super::wire::Hello;
+use super::watch::Watch;
+use super::wire::{Hello, Token};
 use crate::codec;
 use crate::error::one_line;
-use crate::guest::{Guest, Hold};
-use crate::kvm::KvmError;
+use crate::guest::{Guest, Hold, Moment};
 use crate::machine::state::STATE_VERSION;
 use crate::notice::Notice;
-use crate::vcpu::cpuid;
 
 /// The datastore has so long to answer at the commit.
 const COMMIT_LIMIT: Duration = Duration::from_secs(10);
@@ -35,46 +34,58 @@ pub struct Departures {
 impl Departures {
     /// The latest departure.
     pub fn latest(&self) -> Arc<Watch> {
-        self.watch
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .clone()
+        let latest = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
+        latest.clone()
     }
 
     /// Begin to move `guest` as `wish` says; [`Departures::latest`] tells how it goes.
-    pub fn begin(guest: Arc<Guest>, wish: Migrate) -> Result<(), MigrationError> {
-        if guest.departures().under_way.load(Ordering::Acquire) {
-            return Err(MigrationError::Here(
-                "a migration is under way already".to_owned(),
-            ));
-        }
+    pub fn begin(guest: &Arc<Guest>, wish: Migrate) -> Result<(), MigrationError> {
+        let watch = guest.departures().claim()?;
+        let moving = guest.clone();
         let depart = move || {
-            if let Err(error) = guest.departures().depart(&guest, &wish) {
+            if let Err(error) = moving.departures().follow(&moving, &wish, &watch) {
                 tracing::warn!(error = one_line(&error), "cannot migrate");
             }
         };
         let begun = std::thread::Builder::new()
             .name("migration".into())
             .spawn(depart);
-        begun
-            .map(drop)
-            .map_err(|error| MigrationError::Here(error.to_string()))
+        begun.map(drop).map_err(|error| {
+            guest.departures().under_way.store(false, Ordering::Release);
+            MigrationError::Here(error.to_string())
+        })
     }
 
     /// Move `guest` as `wish` says, and wait for the end of it.
     pub fn depart(&self, guest: &Arc<Guest>, wish: &Migrate) -> Result<Outcome, MigrationError> {
+        let watch = self.claim()?;
+        self.follow(guest, wish, &watch)
+    }
+
+    /// From here on [`Departures::latest`] is the new one.
+    fn claim(&self) -> Result<Arc<Watch>, MigrationError> {
         if self.under_way.swap(true, Ordering::AcqRel) {
             return Err(MigrationError::Here(
                 "a migration is under way already".to_owned(),
             ));
         }
         let watch = Arc::new(Watch::default());
-        *self
-            .watch
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner) = watch.clone();
+        let mut latest = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
+        latest.clone_from(&watch);
+        Ok(watch)
+    }
+
+    fn follow(
+        &self,
+        guest: &Arc<Guest>,
+        wish: &Migrate,
+        watch: &Watch,
+    ) -> Result<Outcome, MigrationError> {
         guest.set_migrating(true);
-        let outcome = depart(guest, wish, &watch);
+        let outcome = depart(guest, wish, watch);
+        if let Err(error) = &outcome {
+            watch.fail(error);
+        }
         guest.set_migrating(false);
         self.under_way.store(false, Ordering::Release);
         outcome
@@ -85,71 +96,78 @@ fn depart(guest: &Arc<Guest>, wish: &Migrate, watch: &Watch) -> Result<Outcome, 
     let here = |error: &dyn std::error::Error| MigrationError::Here(one_line(error));
     let security = Security::from_dir(wish.tls_dir.as_deref().map(Path::new));
     let security = security.map_err(|error| here(&error))?;
-    // Before the log: a reboot in between shows at the switch-over.
-    let reboots = guest.reboots();
+    // Before the log: whatever the machine asks for from now on shows at the switch-over.
+    let since = guest.moment();
+    let lease = guest.lease().and_then(|lease| lease.record());
+    let attempt = random_token().map_err(|error| here(&error))?;
     let moving = source::Guest {
         log: guest.dirty_log().map_err(|error| here(&error))?,
         memory: guest.memory().clone(),
         hello: Hello {
             spec: toml::to_string(guest.spec()).map_err(|error| here(&error))?,
             state_version: STATE_VERSION,
-            cpuid: shown_features(guest)?,
-            epoch: guest.lease().and_then(|lease| lease.epoch()),
+            cpuid: guest
+                .inspect(|machine| machine.shown())
+                .map_err(|error| here(&error))?,
+            lease: lease.clone(),
+            disks: disks(guest)?,
             connections: wish.connections,
-            token: random_token(),
+            token: attempt,
             verify: wish.verify,
         },
     };
-    let mut driver = Driver { guest, reboots };
+    let mut driver = Driver {
+        guest,
+        since,
+        attempt,
+        lease,
+    };
     let outcome = source::migrate(wish, &security, moving, &mut driver, watch);
     let ending = match &outcome {
         Outcome::Moved(_) => {
             watch.wait_until_end_was_seen();
-            Notice::Moved
+            Some(Notice::Moved)
         }
-        Outcome::Lost(why) => Notice::LeaseLost(why.clone()),
-        Outcome::Stayed(_) | Outcome::Stopped(_) => return Ok(outcome),
+        Outcome::Lost(why) => Some(Notice::LeaseLost(why.clone())),
+        Outcome::Stopped(_) => None,
+        Outcome::Stayed(_) => return Ok(outcome),
     };
-    // Nobody listens only when the process ends anyway.
-    let _ = guest.notices().send(ending);
+    if let Some(ending) = ending {
+        // Nobody listens only when the process ends anyway.
+        let _ = guest.notices().send(ending);
+    }
+    // After the notice: whoever waits for this finds it.
+    guest.left();
     Ok(outcome)
 }
 
-fn random_token() -> [u8; 16] {
-    let mut token = [0; 16];
-    // The token keeps connections apart; TLS keeps strangers out.
-    let _ = rustix::rand::getrandom(&mut token, rustix::rand::GetRandomFlags::empty());
-    token
+/// Keeps connections apart and names the hand-over; TLS keeps strangers out.
+fn random_token() -> std::io::Result<Token> {
+    let mut token = Token::default();
+    rustix::rand::getrandom(&mut token, rustix::rand::GetRandomFlags::empty())?;
+    Ok(token)
 }
 
-/// What this host shows guests of its processors' features.
-pub fn features_here(kvm: &kvm_ioctls::Kvm) -> Result<Vec<CpuidLeaf>, KvmError> {
-    let supported = cpuid::supported(kvm)?;
-    let leaves = supported.as_slice().iter().map(|entry| CpuidLeaf {
-        function: entry.function,
-        index: entry.index,
-        registers: [entry.eax, entry.ebx, entry.ecx, entry.edx],
-    });
-    Ok(leaves.collect())
-}
-
-fn shown_features(guest: &Guest) -> Result<Vec<CpuidLeaf>, MigrationError> {
-    Ok(features_here(guest.kvm())?)
+fn disks(guest: &Guest) -> Result<Vec<ImageIdentity>, MigrationError> {
+    let disks = guest.backends().disks.iter();
+    let identities = disks.map(|disk| disk.identity());
+    let identities: Result<_, _> = identities.collect();
+    identities.map_err(|error| MigrationError::Here(one_line(&error)))
 }
 
 struct Driver<'a> {
     guest: &'a Arc<Guest>,
-    reboots: u64,
+    since: Moment,
+    attempt: Token,
+    /// The lease as it was when the migration began.
+    lease: Option<LeaseRecord>,
 }
 
 impl SourceGuest for Driver<'_> {
     fn stop(&mut self) -> Result<(), String> {
         self.guest
-            .hold(Hold::Migration)
+            .leave(self.since)
             .map_err(|error| one_line(&error))?;
-        if self.guest.reboots() != self.reboots {
-            return Err("the guest rebooted while it was on its way; try again".to_owned());
-        }
         Ok(())
     }
 
@@ -163,6 +181,10 @@ impl SourceGuest for Driver<'_> {
     }
 
     fn go_on(&mut self) -> Result<(), String> {
+        if self.guest.state().is_none() {
+            // It has ended here, and nowhere else does it run.
+            return Ok(());
+        }
         self.guest
             .backends()
             .acquire_disks()
@@ -174,23 +196,38 @@ impl SourceGuest for Driver<'_> {
     fn commit(&mut self, holder: Option<Holder>) -> Commit {
         match (self.guest.lease(), holder) {
             (None, _) => Commit::Done(0),
-            (Some(lease), Some(holder)) => match lease.hand_over(holder, COMMIT_LIMIT) {
-                HandOver::Done(record) => Commit::Done(record.epoch),
-                HandOver::NotDone => Commit::NotDone("the lease could not be handed over".into()),
-                HandOver::Lost(record) => Commit::Lost(format!(
-                    "a third host has its lease (epoch {})",
-                    record.epoch
-                )),
-                HandOver::Unknown => Commit::Unknown(
-                    "the datastore does not say whether the lease was handed over; the guest \
-                     stands still until it does"
-                        .into(),
-                ),
-            },
+            (Some(lease), Some(holder)) => {
+                became(lease.hand_over(holder, self.attempt, COMMIT_LIMIT))
+            }
             (Some(_), None) => Commit::NotDone(
                 "the target has no datastore; start it with the same --datastore and --guest"
                     .into(),
             ),
         }
+    }
+
+    fn look_again(&mut self) -> Option<Commit> {
+        // An operator may end what stands still.
+        self.guest.left();
+        self.guest.state()?;
+        let lease = self.guest.lease()?;
+        let from = self.lease.as_ref()?;
+        Some(became(lease.look_again(&self.attempt, from)))
+    }
+}
+
+fn became(hand_over: HandOver) -> Commit {
+    match hand_over {
+        HandOver::Done(record) => Commit::Done(record.epoch),
+        HandOver::NotDone => Commit::NotDone("the lease could not be handed over".into()),
+        HandOver::Lost(record) => Commit::Lost(format!(
+            "a third host has its lease (epoch {})",
+            record.epoch
+        )),
+        HandOver::Unknown => Commit::Unknown(
+            "the datastore does not say whether the lease was handed over; the guest stands \
+             still until it does"
+                .into(),
+        ),
     }
 }

@@ -23,11 +23,13 @@
 pub mod arrival;
 pub mod departure;
 pub mod dirty;
+pub mod lifeline;
 pub mod pages;
 mod round;
 pub mod source;
 pub mod stream;
 pub mod target;
+pub mod watch;
 pub mod wire;
 
 use crate::kvm::KvmError;
@@ -60,6 +62,9 @@ pub enum MigrationError {
     /// The operator wanted no more.
     #[error("it was cancelled")]
     Cancelled,
+    /// The switch-over took too long.
+    #[error("the target was not ready in time, and the guest would have stood still for too long")]
+    TooSlow,
     /// The guest writes faster than the link carries.
     #[error(
         "the guest dirties memory faster than it can be sent: it would stand still for about \

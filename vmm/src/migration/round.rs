@@ -8,9 +8,10 @@ use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::MigrationError;
 use super::dirty::{PAGE_BYTES, SlotBitmap, Tracker, bytes_marked};
+use super::lifeline::Lifeline;
 use super::pages::{self, Touched};
-use super::source::Watch;
 use super::stream::Stream;
+use super::watch::Watch;
 use super::wire::{self, Kind, Run};
 use crate::kvm::PAGES_PER_WORD;
 use crate::memory::GuestMemory;
@@ -50,7 +51,7 @@ impl Sending<'_> {
     pub fn send(&self, streams: &mut [Stream]) -> Result<(), MigrationError> {
         let chunks = self.chunks();
         let next = AtomicU64::new(0);
-        let cap = Cap::new(self.bandwidth_max);
+        let cap = Cap::new(self.bandwidth_max, &self.watch.lifeline);
         let work = |stream: &mut Stream| self.send_chunks(stream, &chunks, &next, &cap);
         if self.dirty_bytes() <= ALONE_BYTES_MAX {
             // The first connection leaves nothing for the others but to say so.
@@ -94,13 +95,13 @@ impl Sending<'_> {
         stream: &mut Stream,
         chunks: &[Chunk],
         next: &AtomicU64,
-        cap: &Cap,
+        cap: &Cap<'_>,
     ) -> Result<(), MigrationError> {
         let lost = || MigrationError::connection("send memory to", self.to);
         while let Some(chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
-            self.watch.check()?;
+            self.watch.lifeline.check()?;
             let sent = self.send_chunk(stream, *chunk, lost())?;
-            cap.wait(sent);
+            cap.wait(sent)?;
         }
         let end = wire::control(Kind::End, self.number, &[]);
         stream.send_pages::<()>(&end, &[]).map_err(lost())
@@ -152,27 +153,30 @@ fn send_selection(
 }
 
 /// Holds senders back to a rate.
-struct Cap {
+struct Cap<'a> {
+    lifeline: &'a Lifeline,
     bytes_per_s: u64,
     began: Instant,
     sent: AtomicU64,
 }
 
-impl Cap {
-    fn new(bytes_per_s: u64) -> Self {
+impl<'a> Cap<'a> {
+    fn new(bytes_per_s: u64, lifeline: &'a Lifeline) -> Self {
         Self {
+            lifeline,
             bytes_per_s,
             began: Instant::now(),
             sent: AtomicU64::new(0),
         }
     }
 
-    fn wait(&self, bytes: u64) {
+    fn wait(&self, bytes: u64) -> Result<(), MigrationError> {
         if self.bytes_per_s == 0 {
-            return;
+            return Ok(());
         }
         let sent = self.sent.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let due = Duration::from_secs_f64(sent as f64 / self.bytes_per_s as f64);
-        thread::sleep(due.saturating_sub(self.began.elapsed()));
+        self.lifeline
+            .sleep(due.saturating_sub(self.began.elapsed()))
     }
 }

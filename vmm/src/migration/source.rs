@@ -6,27 +6,33 @@
 //!       └────────────┴────────────┴────────────┴──────► Failed (runs on here)
 //! ```
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use storage_core::record::Holder;
 use vmm_core::converge::{Converge, Decision, Round};
-use vmm_core::migration::{CONNECTIONS_MAX, Migrate, Phase, Progress, Summary};
+use vmm_core::migration::{CONNECTIONS_MAX, Migrate, Phase, Summary};
 
 use super::MigrationError;
 use super::dirty::{SlotBitmap, Tracker};
 use super::pages::{self, Touched};
 use super::round::Sending;
 use super::stream::{Security, Stream};
-use super::wire::{self, Accept, Hello, Kind, StateFrame};
+use super::watch::Watch;
+use super::wire::{self, Accept, Hello, Kind, Ready, Running, StateFrame};
 use crate::kvm::DirtyLog;
 use crate::memory::GuestMemory;
 
-/// The source's VMM ends after so long, whether or not somebody saw how it went.
-const LINGER_MAX: Duration = Duration::from_secs(1);
-const LINGER_POLL: Duration = Duration::from_millis(5);
+/// From stopping the guest to the commit, the other side must not take longer than this or
+/// than some times what was predicted, whichever is more ...
+const STANDSTILL_MAX: Duration = Duration::from_secs(5);
+const STANDSTILL_TIMES: u32 = 4;
+/// ... and comparing all memory may take so much more.
+const VERIFY_MAX: Duration = Duration::from_mins(2);
+/// How often to look whether a commit of unknown outcome took place.
+const LOOK_PAUSE: Duration = Duration::from_millis(200);
 
 /// How the right to run the guest changed hands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,85 +57,9 @@ pub trait SourceGuest: Send {
     fn go_on(&mut self) -> Result<(), String>;
     /// Hand the right to run the guest to `holder`.
     fn commit(&mut self, holder: Option<Holder>) -> Commit;
-}
-
-/// What everybody may look at while a migration is under way.
-#[derive(Debug)]
-pub struct Watch {
-    progress: Mutex<Progress>,
-    sent_bytes: AtomicU64,
-    skipped_bytes: AtomicU64,
-    cancelled: AtomicBool,
-    end_was_seen: AtomicBool,
-}
-
-impl Default for Watch {
-    fn default() -> Self {
-        Self {
-            progress: Mutex::new(Progress {
-                phase: Phase::Handshake,
-                round: 0,
-                sent_bytes: 0,
-                left_bytes: 0,
-                rate: 0,
-                dirty_bytes: 0,
-                predicted_blackout_us: 0,
-                summary: None,
-                error: None,
-            }),
-            sent_bytes: AtomicU64::new(0),
-            skipped_bytes: AtomicU64::new(0),
-            cancelled: AtomicBool::new(false),
-            end_was_seen: AtomicBool::new(false),
-        }
-    }
-}
-
-impl Watch {
-    /// How far it is.
-    pub fn progress(&self) -> Progress {
-        let mut progress = self.lock().clone();
-        progress.sent_bytes = self.sent_bytes.load(Ordering::Relaxed);
-        if progress.phase == Phase::Done {
-            self.end_was_seen.store(true, Ordering::Release);
-        }
-        progress
-    }
-
-    /// Leave whoever watches the migration the time to see how it ended.
-    pub fn wait_until_end_was_seen(&self) {
-        let give_up = Instant::now() + LINGER_MAX;
-        while !self.end_was_seen.load(Ordering::Acquire) && Instant::now() < give_up {
-            thread::sleep(LINGER_POLL);
-        }
-    }
-
-    /// Give up, unless it is too late for that.
-    pub fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Release);
-    }
-
-    /// So many bytes of pages went out, and so many needed not.
-    pub(super) fn count(&self, sent_bytes: u64, skipped_bytes: u64) {
-        self.sent_bytes.fetch_add(sent_bytes, Ordering::Relaxed);
-        self.skipped_bytes
-            .fetch_add(skipped_bytes, Ordering::Relaxed);
-    }
-
-    pub(super) fn check(&self) -> Result<(), MigrationError> {
-        if self.cancelled.load(Ordering::Acquire) {
-            return Err(MigrationError::Cancelled);
-        }
-        Ok(())
-    }
-
-    fn update(&self, change: impl FnOnce(&mut Progress)) {
-        change(&mut self.lock());
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Progress> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    /// Look again what became of a commit of unknown outcome; `None` when nobody cares any
+    /// more, because the guest was ended.
+    fn look_again(&mut self) -> Option<Commit>;
 }
 
 /// How it ended.
@@ -163,8 +93,19 @@ pub fn migrate(
     driver: &mut dyn SourceGuest,
     watch: &Watch,
 ) -> Outcome {
-    let outcome = Source::connect(wish, security, guest, watch)
-        .map_or_else(Outcome::Stayed, |mut source| source.run(driver));
+    let outcome = thread::scope(|scope| {
+        let guard = thread::Builder::new().name("migration-guard".into());
+        let guarded = guard.spawn_scoped(scope, || watch.lifeline.guard());
+        let outcome = guarded
+            .map_err(|error| MigrationError::Here(format!("cannot start a thread: {error}")))
+            .and_then(|_| Source::connect(wish, security, guest, watch))
+            .map_or_else(
+                |error| Outcome::Stayed(watch.lifeline.blame(error)),
+                |mut source| source.run(driver),
+            );
+        watch.lifeline.finish();
+        outcome
+    });
     watch.update(|progress| match &outcome {
         Outcome::Moved(summary) => {
             progress.phase = Phase::Done;
@@ -213,15 +154,17 @@ impl<'a> Source<'a> {
             verify: wish.verify,
             ..guest.hello
         };
+        let lifeline = &watch.lifeline;
         let mut control = security
-            .connect(&wish.to)
+            .connect(&wish.to, lifeline)
             .map_err(MigrationError::connection("connect to", &wish.to))?;
         let lost = || MigrationError::connection("talk to", &wish.to);
+        control.trust().map_err(lost())?;
         wire::send(&mut control, Kind::Hello, 0, &hello).map_err(lost())?;
         let accept: Accept = expect(&mut control, Kind::Accept, &wish.to)?;
         let mut data = Vec::new();
         for _ in 0..connections {
-            let mut stream = security.connect(&wish.to).map_err(lost())?;
+            let mut stream = security.connect(&wish.to, lifeline).map_err(lost())?;
             wire::send(&mut stream, Kind::Join, 0, &hello.token).map_err(lost())?;
             data.push(stream);
         }
@@ -243,6 +186,7 @@ impl<'a> Source<'a> {
         let predicted_us = match self.copy() {
             Ok(predicted_us) => predicted_us,
             Err(error) => {
+                let error = self.watch.lifeline.blame(error);
                 self.abort(&error);
                 return Outcome::Stayed(error);
             }
@@ -250,22 +194,53 @@ impl<'a> Source<'a> {
         self.watch
             .update(|progress| progress.phase = Phase::SwitchOver);
         let stopped = Instant::now();
-        if let Err(error) = self.switch_over(driver) {
-            self.abort(&error);
-            return go_on(driver, error);
-        }
-        self.watch.update(|progress| progress.phase = Phase::Commit);
-        let epoch = match driver.commit(self.holder.clone()) {
-            Commit::Done(epoch) => epoch,
-            Commit::NotDone(why) => {
-                let error = MigrationError::Here(why);
-                self.abort(&error);
-                return go_on(driver, error);
-            }
-            Commit::Lost(why) => return Outcome::Lost(why),
-            Commit::Unknown(why) => return Outcome::Stopped(MigrationError::Here(why)),
+        let predicted = Duration::from_micros(predicted_us) * STANDSTILL_TIMES;
+        let verifying = if self.wish.verify {
+            VERIFY_MAX
+        } else {
+            Duration::ZERO
         };
-        self.hand_over(epoch, stopped, predicted_us)
+        let lifeline = &self.watch.lifeline;
+        lifeline.limit(STANDSTILL_MAX.max(predicted) + verifying);
+        let ready = match self.switch_over(driver).and_then(|ready| {
+            // Whoever wants to end it has to come before this.
+            lifeline.commit()?;
+            Ok(ready)
+        }) {
+            Ok(ready) => ready,
+            Err(error) => return self.go_on(driver, lifeline.blame(error)),
+        };
+        self.commit(driver, |source, epoch| {
+            source.hand_over(epoch, stopped, predicted_us, ready)
+        })
+    }
+
+    /// Hand the right over, and find out whether it was.
+    fn commit(
+        &mut self,
+        driver: &mut dyn SourceGuest,
+        done: impl FnOnce(&mut Self, u64) -> Outcome,
+    ) -> Outcome {
+        self.watch.update(|progress| progress.phase = Phase::Commit);
+        let mut commit = driver.commit(self.holder.clone());
+        loop {
+            match commit {
+                Commit::Done(epoch) => return done(self, epoch),
+                Commit::NotDone(why) => return self.go_on(driver, MigrationError::Here(why)),
+                Commit::Lost(why) => return Outcome::Lost(why),
+                Commit::Unknown(why) => {
+                    self.watch.update(|progress| {
+                        progress.phase = Phase::Uncertain;
+                        progress.error = Some(why.clone());
+                    });
+                    thread::sleep(LOOK_PAUSE);
+                    match driver.look_again() {
+                        Some(now) => commit = now,
+                        None => return Outcome::Stopped(MigrationError::Here(why)),
+                    }
+                }
+            }
+        }
     }
 
     /// Rounds of pre-copy; returns the predicted blackout when it is short enough.
@@ -281,7 +256,7 @@ impl<'a> Source<'a> {
             self.round += 1;
             self.send_round(&dirty, touched.as_ref().filter(|_| first), true)?;
             self.hear_round_done()?;
-            self.watch.check()?;
+            self.watch.lifeline.check()?;
             let left = self.tracker.dirty_bytes()?;
             let round = Round {
                 sent_bytes: self.watch.sent_bytes.load(Ordering::Relaxed) - sent_before,
@@ -306,7 +281,7 @@ impl<'a> Source<'a> {
     }
 
     /// Stop the guest and send the rest. On return the target is ready to run it.
-    fn switch_over(&mut self, driver: &mut dyn SourceGuest) -> Result<(), MigrationError> {
+    fn switch_over(&mut self, driver: &mut dyn SourceGuest) -> Result<Ready, MigrationError> {
         driver.stop().map_err(MigrationError::Here)?;
         let dirty = self.tracker.collect()?;
         self.round += 1;
@@ -325,20 +300,30 @@ impl<'a> Source<'a> {
         };
         self.tell(Kind::State, &state)?;
         self.hear_round_done()?;
-        expect::<()>(&mut self.control, Kind::Ready, &self.wish.to)
+        expect(&mut self.control, Kind::Ready, &self.wish.to)
     }
 
     /// The right is the target's: whatever happens now, the guest does not run here again.
-    fn hand_over(&mut self, epoch: u64, stopped: Instant, predicted_us: u64) -> Outcome {
+    fn hand_over(
+        &mut self,
+        epoch: u64,
+        stopped: Instant,
+        predicted_us: u64,
+        ready: Ready,
+    ) -> Outcome {
         let told = self.tell(Kind::Commit, &epoch);
+        let committed = Instant::now();
         let runs =
-            told.and_then(|()| expect::<()>(&mut self.control, Kind::Running, &self.wish.to));
-        match runs {
+            told.and_then(|()| expect::<Running>(&mut self.control, Kind::Running, &self.wish.to));
+        let after_us = committed.elapsed().as_micros() as u64;
+        let guest_after_us = match runs {
+            // The way of the commit there; the other half is the answer's way back.
+            Ok(Running { took_us }) => u64::midpoint(took_us, after_us),
             // The lease says whose it is; the target reads it there.
-            Err(_) if epoch > 0 => {}
+            Err(_) if epoch > 0 => after_us,
             Err(error) => return Outcome::Stopped(error),
-            Ok(()) => {}
-        }
+        };
+        let guest_us = (committed - stopped).as_micros() as u64 + guest_after_us;
         Outcome::Moved(Summary {
             total_us: self.began.elapsed().as_micros() as u64,
             blackout_us: stopped.elapsed().as_micros() as u64,
@@ -346,7 +331,8 @@ impl<'a> Source<'a> {
             sent_bytes: self.watch.sent_bytes.load(Ordering::Relaxed),
             skipped_bytes: self.watch.skipped_bytes.load(Ordering::Relaxed),
             rounds: self.round,
-            verified: self.wish.verify,
+            verified: ready.verified,
+            guest_blackout_us: guest_us,
         })
     }
 
@@ -388,16 +374,19 @@ impl<'a> Source<'a> {
             .map_err(MigrationError::connection("talk to", &self.wish.to))
     }
 
+    /// The guest goes on here; before anything else, because it stands still.
+    fn go_on(&mut self, driver: &mut dyn SourceGuest, error: MigrationError) -> Outcome {
+        let resumed = driver.go_on();
+        self.abort(&error);
+        match resumed {
+            Ok(()) => Outcome::Stayed(error),
+            Err(why) => Outcome::Stopped(MigrationError::Here(format!("{error}; and then: {why}"))),
+        }
+    }
+
     fn abort(&mut self, error: &MigrationError) {
         // It may be the connection that failed; closing it says the same.
         let _ = wire::send(&mut self.control, Kind::Abort, 0, &error.to_string());
-    }
-}
-
-fn go_on(driver: &mut dyn SourceGuest, error: MigrationError) -> Outcome {
-    match driver.go_on() {
-        Ok(()) => Outcome::Stayed(error),
-        Err(why) => Outcome::Stopped(MigrationError::Here(format!("{error}; and then: {why}"))),
     }
 }
 

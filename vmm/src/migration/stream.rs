@@ -1,13 +1,14 @@
 //! Connections of a migration: plain TCP, or mutual TLS.
 
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
-use std::os::fd::AsRawFd;
+use std::net::{TcpStream, ToSocketAddrs};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::time::Duration;
 
 use rustix::net::sockopt::{
     set_socket_keepalive, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl,
+    set_tcp_user_timeout,
 };
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, ServerConnection, StreamOwned};
@@ -15,11 +16,17 @@ use shared_storage::trust::MEMBER_NAME;
 use shared_storage::trust::tls::MutualTls;
 use vm_memory::{VolatileSlice, bitmap::BitmapSlice};
 
+use super::lifeline::Lifeline;
+
+/// Connecting to one address takes no longer.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+/// Nobody is trusted with more of our time before its first frame.
+const FIRST_FRAME_MAX: Duration = Duration::from_secs(10);
 /// A peer whose kernel does not answer for so long is gone (idle, then probes) ...
 const KEEPALIVE: Duration = Duration::from_secs(5);
 const KEEPALIVE_PROBES: u32 = 3;
-/// ... and one that lives but says nothing for so long is stuck. The control connection is
-/// silent while a round of memory is under way, however long that takes.
+/// ... and one that lives but says nothing for so long is stuck. A connection is silent while
+/// a round of memory is under way on others, however long that takes.
 const SILENCE_MAX: Duration = Duration::from_hours(1);
 /// One that does not take what we send for so long is stuck, too.
 const BLOCKED_MAX: Duration = Duration::from_secs(20);
@@ -48,9 +55,10 @@ impl Security {
         Ok(Self(tls_dir.map(MutualTls::from_dir).transpose()?))
     }
 
-    /// Connect to `to` (`HOST:PORT`).
-    pub fn connect(&self, to: &str) -> io::Result<Stream> {
-        let socket = TcpStream::connect(to)?;
+    /// Connect to `to` (`HOST:PORT`). Until [`Stream::trust`] it has to answer soon.
+    pub fn connect(&self, to: &str, lifeline: &Lifeline) -> io::Result<Stream> {
+        let socket = connect(to)?;
+        lifeline.hold(&socket)?;
         prepare(&socket)?;
         let Some(tls) = &self.0 else {
             return Ok(Stream::Plain(socket));
@@ -62,7 +70,7 @@ impl Security {
         Ok(Stream::TlsClient(stream))
     }
 
-    /// Take over a connection that was accepted.
+    /// Take over a connection that was accepted. Until [`Stream::trust`] it has to speak soon.
     pub fn accept(&self, socket: TcpStream) -> io::Result<Stream> {
         prepare(&socket)?;
         let Some(tls) = &self.0 else {
@@ -75,24 +83,46 @@ impl Security {
     }
 }
 
+fn connect(to: &str) -> io::Result<TcpStream> {
+    let mut failed = io::Error::new(io::ErrorKind::InvalidInput, "it has no address");
+    for address in to.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, CONNECT_MAX) {
+            Ok(socket) => return Ok(socket),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
+}
+
 fn prepare(socket: &TcpStream) -> io::Result<()> {
     socket.set_nodelay(true)?;
     set_socket_keepalive(socket, true)?;
     set_tcp_keepidle(socket, KEEPALIVE)?;
     set_tcp_keepintvl(socket, KEEPALIVE)?;
     set_tcp_keepcnt(socket, KEEPALIVE_PROBES)?;
-    socket.set_read_timeout(Some(SILENCE_MAX))?;
+    set_tcp_user_timeout(socket, BLOCKED_MAX.as_millis() as u32)?;
+    socket.set_read_timeout(Some(FIRST_FRAME_MAX))?;
     socket.set_write_timeout(Some(BLOCKED_MAX))
 }
 
 impl Stream {
+    /// It belongs to this migration: from now on it may be silent for as long as its kernel
+    /// says that it is there.
+    pub fn trust(&self) -> io::Result<()> {
+        self.socket().set_read_timeout(Some(SILENCE_MAX))
+    }
+
+    fn socket(&self) -> &TcpStream {
+        match self {
+            Self::Plain(socket) => socket,
+            Self::TlsClient(tls) => &tls.sock,
+            Self::TlsServer(tls) => &tls.sock,
+        }
+    }
+
     /// End both directions, so that a thread that waits in it wakes up.
     pub fn closer(&self) -> io::Result<TcpStream> {
-        match self {
-            Self::Plain(socket) => socket.try_clone(),
-            Self::TlsClient(tls) => tls.sock.try_clone(),
-            Self::TlsServer(tls) => tls.sock.try_clone(),
-        }
+        self.socket().try_clone()
     }
 
     /// Send `head` and then the memory in `pages`; without a copy on plain TCP.
@@ -197,6 +227,12 @@ fn all_buffers(
         }
     }
     Ok(())
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket().as_fd()
+    }
 }
 
 impl Read for Stream {

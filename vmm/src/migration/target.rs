@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use storage_core::record::Holder;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vmm_core::migration::CONNECTIONS_MAX;
@@ -20,16 +21,18 @@ use super::MigrationError;
 use super::dirty::PAGE_BYTES;
 use super::pages;
 use super::stream::{Security, Stream};
-use super::wire::{self, Accept, Hello, Kind, Run, StateFrame, Token};
+use super::wire::{self, Accept, Hello, Kind, Ready, Run, Running, StateFrame, Token};
+use crate::lease::Verdict;
 use crate::memory::GuestMemory;
 
 /// The data connections must follow the offer within this.
 const JOIN_LIMIT: Duration = Duration::from_secs(20);
-const JOIN_POLL: Duration = Duration::from_millis(1);
-/// After the source fell silent at the commit, the lease is asked for so long ...
-const VERDICT_LIMIT: Duration = Duration::from_mins(1);
-/// ... with these pauses.
+/// After the source fell silent at the commit, the datastore has to say so often that the
+/// lease has not been handed over ...
+const VERDICT_LOOKS: u32 = 300;
+/// ... with these pauses, and may give no answer for so long in all.
 const VERDICT_PAUSE: Duration = Duration::from_millis(200);
+const VERDICT_LIMIT: Duration = Duration::from_mins(10);
 
 /// What the migration needs of whoever builds the guest here.
 pub trait TargetGuest {
@@ -39,10 +42,12 @@ pub trait TargetGuest {
     fn holder(&self) -> Option<Holder>;
     /// Pour in the machine's state. Whatever can fail is done now.
     fn restore(&mut self, machine: &[u8]) -> Result<(), String>;
-    /// Does the lease name this host? `None` when that cannot be found out, or without one.
-    fn owns(&mut self) -> Option<bool>;
+    /// What the datastore says about this very hand-over; `None` when it says nothing.
+    fn verdict(&mut self) -> Option<Verdict>;
     /// The guest is ours: run it.
     fn run(&mut self) -> Result<(), String>;
+    /// It runs: let the network know where.
+    fn announce(&mut self);
 }
 
 /// Take in one guest from whoever connects to `listener`.
@@ -63,7 +68,7 @@ pub fn receive(
         holder: guest.holder(),
     };
     tell(&mut control, Kind::Accept, &accept)?;
-    let data = join_all(listener, security, &hello)?;
+    let data = join_all(listener, security, &hello, &control)?;
     // Waiting threads wake up when their sockets are closed, however this ends.
     let closers = Closers(
         data.iter()
@@ -130,7 +135,10 @@ fn read_offer(socket: TcpStream, security: &Security) -> std::io::Result<(Stream
         wire::decode::<Hello>(&payload)
     });
     match offer {
-        Ok(hello) => Ok((stream, hello)),
+        Ok(hello) => {
+            stream.trust()?;
+            Ok((stream, hello))
+        }
         Err(error) => {
             let _ = wire::send(&mut stream, Kind::Refuse, 0, &error.to_string());
             Err(error)
@@ -142,6 +150,7 @@ fn join_all(
     listener: &TcpListener,
     security: &Security,
     hello: &Hello,
+    control: &Stream,
 ) -> Result<Vec<Stream>, MigrationError> {
     let wanted = hello.connections.clamp(1, CONNECTIONS_MAX) as usize;
     let give_up = Instant::now() + JOIN_LIMIT;
@@ -154,11 +163,10 @@ fn join_all(
             let why = format!("{} of {wanted} data connections came", data.len());
             return Err(MigrationError::Protocol(why));
         }
+        wait_for_caller(listener, control, give_up)
+            .map_err(MigrationError::connection("hear from", &"the source"))?;
         let (socket, peer) = match listener.accept() {
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                thread::sleep(JOIN_POLL);
-                continue;
-            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
             other => other.map_err(failed())?,
         };
         match read_join(socket, security, &hello.token) {
@@ -169,6 +177,26 @@ fn join_all(
     Ok(data)
 }
 
+/// Until somebody calls or it is time to give up; an error when the source hangs up.
+fn wait_for_caller(
+    listener: &TcpListener,
+    control: &Stream,
+    give_up: Instant,
+) -> std::io::Result<()> {
+    let left = give_up.saturating_duration_since(Instant::now());
+    let left = Timespec::try_from(left).map_err(std::io::Error::other)?;
+    let mut polls = [
+        PollFd::new(listener, PollFlags::IN),
+        PollFd::new(control, PollFlags::RDHUP),
+    ];
+    match poll(&mut polls, Some(&left)) {
+        Ok(_) if polls[1].revents().is_empty() => Ok(()),
+        Ok(_) => Err(std::io::ErrorKind::UnexpectedEof.into()),
+        Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 fn read_join(socket: TcpStream, security: &Security, token: &Token) -> std::io::Result<Stream> {
     let mut stream = security.accept(socket)?;
     let (header, payload) = wire::receive(&mut stream)?;
@@ -177,6 +205,7 @@ fn read_join(socket: TcpStream, security: &Security, token: &Token) -> std::io::
             "it does not belong to this migration",
         ));
     }
+    stream.trust()?;
     Ok(stream)
 }
 
@@ -284,17 +313,24 @@ impl Target<'_> {
     }
 
     fn take_state(&mut self, hello: &Hello, state: &StateFrame) -> Result<(), MigrationError> {
-        let here = match state.memory_hash {
-            Some(sent) if hello.verify && pages::hash(self.memory) != sent => {
-                Err("memory arrived different from how it was sent".to_owned())
-            }
-            _ => self.guest.restore(&state.machine),
+        let verified = match state.memory_hash {
+            Some(sent) if pages::hash(self.memory) == sent => Ok(true),
+            Some(_) => Err("memory arrived different from how it was sent".to_owned()),
+            None if hello.verify => Err("the source sent no hash of memory".to_owned()),
+            None => Ok(false),
         };
-        if let Err(why) = here {
-            let _ = wire::send(&mut self.control, Kind::Refuse, 0, &why);
-            return Err(MigrationError::Here(why));
-        }
-        tell(&mut self.control, Kind::Ready, &())
+        let here = verified.and_then(|verified| {
+            self.guest.restore(&state.machine)?;
+            Ok(Ready { verified })
+        });
+        let ready = match here {
+            Ok(ready) => ready,
+            Err(why) => {
+                let _ = wire::send(&mut self.control, Kind::Refuse, 0, &why);
+                return Err(MigrationError::Here(why));
+            }
+        };
+        tell(&mut self.control, Kind::Ready, &ready)
     }
 
     /// Wait for the commit; when the source falls silent, the lease decides.
@@ -309,20 +345,27 @@ impl Target<'_> {
                 let why = format!("{:?} came where Commit was due", header.kind);
                 return Err(MigrationError::Protocol(why));
             }
-            Err(error) if hello.epoch.is_none() => return Err(error),
+            Err(error) if hello.lease.is_none() => return Err(error),
             Err(error) => self.ask_the_lease(error)?,
         }
+        let began = Instant::now();
         self.guest.run().map_err(MigrationError::Here)?;
+        let took_us = began.elapsed().as_micros() as u64;
         // The source may be gone; the guest runs all the same.
-        let _ = wire::send(&mut self.control, Kind::Running, 0, &());
+        let _ = wire::send(&mut self.control, Kind::Running, 0, &Running { took_us });
+        self.guest.announce();
         Ok(())
     }
 
     fn ask_the_lease(&mut self, error: MigrationError) -> Result<(), MigrationError> {
         let give_up = Instant::now() + VERDICT_LIMIT;
-        while Instant::now() < give_up {
-            if self.guest.owns() == Some(true) {
-                return Ok(());
+        let mut looks = 0;
+        while looks < VERDICT_LOOKS && Instant::now() < give_up {
+            match self.guest.verdict() {
+                Some(Verdict::Done(_)) => return Ok(()),
+                Some(Verdict::Void(_)) => return Err(error),
+                Some(Verdict::Open) => looks += 1,
+                None => {}
             }
             thread::sleep(VERDICT_PAUSE);
         }

@@ -9,7 +9,8 @@ use std::io::{self, Read, Write};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use storage_core::record::Holder;
+use shared_storage::image::ImageIdentity;
+use storage_core::record::{Holder, LeaseRecord};
 use vmm_core::compat::CpuidLeaf;
 
 use crate::codec;
@@ -88,8 +89,10 @@ pub struct Hello {
     pub state_version: u16,
     /// What the guest's processors were shown of their features.
     pub cpuid: Vec<CpuidLeaf>,
-    /// Epoch of the lease; none without a datastore.
-    pub epoch: Option<u64>,
+    /// The lease as the source holds it; none without a datastore.
+    pub lease: Option<LeaseRecord>,
+    /// What the guest's disks look like, in the order of the spec.
+    pub disks: Vec<ImageIdentity>,
     /// Data connections that will come.
     pub connections: u32,
     /// For their [`Kind::Join`].
@@ -112,6 +115,20 @@ pub struct StateFrame {
     pub machine: Vec<u8>,
     /// Hash of all guest memory, when it is to be compared.
     pub memory_hash: Option<u64>,
+}
+
+/// The target's word that everything that can fail is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// Memory was compared, and is equal.
+    pub verified: bool,
+}
+
+/// The target's word that the guest runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Running {
+    /// From the arrival of the commit until the processors ran, in microseconds.
+    pub took_us: u64,
 }
 
 /// A frame's header.

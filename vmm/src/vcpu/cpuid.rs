@@ -4,6 +4,7 @@
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::Kvm;
 use serde::{Deserialize, Serialize};
+use vmm_core::compat::{CpuidLeaf, FEATURES};
 
 use crate::kvm::KvmError;
 
@@ -40,6 +41,50 @@ pub fn supported(kvm: &Kvm) -> Result<CpuId, KvmError> {
         .map_err(KvmError::request("ask KVM which processor features it has"))
 }
 
+/// Which subleaf it is; KVM writes what it likes into the index of leaves that have none.
+fn subleaf(entry: &kvm_cpuid_entry2) -> u32 {
+    if entry.flags & kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX == 0 {
+        return 0;
+    }
+    entry.index
+}
+
+/// The same, as it is compared with other hosts'.
+pub fn leaves(entries: &[kvm_cpuid_entry2]) -> Vec<CpuidLeaf> {
+    let leaves = entries.iter().map(|entry| CpuidLeaf {
+        function: entry.function,
+        index: subleaf(entry),
+        registers: [entry.eax, entry.ebx, entry.ecx, entry.edx],
+    });
+    leaves.collect()
+}
+
+/// What cuts a host's features down to those in `shown`.
+pub fn masks(shown: &[CpuidLeaf]) -> Vec<LeafMask> {
+    let mut masks: Vec<LeafMask> = Vec::new();
+    for (function, index, register) in FEATURES {
+        let leaf = shown
+            .iter()
+            .find(|leaf| (leaf.function, leaf.index) == (function, index));
+        let features = leaf.map_or(0, |leaf| leaf.registers[register]);
+        match masks.last_mut() {
+            Some(mask) if (mask.function, mask.index) == (function, index) => {
+                mask.keep[register] = features;
+            }
+            _ => {
+                let mut keep = [u32::MAX; 4];
+                keep[register] = features;
+                masks.push(LeafMask {
+                    function,
+                    index,
+                    keep,
+                });
+            }
+        }
+    }
+    masks
+}
+
 /// The CPUID of processor `index` of `cpus`: one package, a core each, no threads.
 pub fn of_processor(supported: &CpuId, index: u32, cpus: u32, masks: &[LeafMask]) -> CpuId {
     let mut entries = supported.as_slice().to_vec();
@@ -48,7 +93,7 @@ pub fn of_processor(supported: &CpuId, index: u32, cpus: u32, masks: &[LeafMask]
     }
     for entry in &mut entries {
         for mask in masks {
-            if (mask.function, mask.index) == (entry.function, entry.index) {
+            if (mask.function, mask.index) == (entry.function, subleaf(entry)) {
                 entry.eax &= mask.keep[0];
                 entry.ebx &= mask.keep[1];
                 entry.ecx &= mask.keep[2];
@@ -144,6 +189,7 @@ fn place(entry: &mut kvm_cpuid_entry2, index: u32, cpus: u32) {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use vmm_core::compat::missing_features;
 
     use super::*;
 
@@ -193,6 +239,21 @@ mod tests {
             (find(&cpuid, 0xd, 17).eax, find(&cpuid, 0x1d, 0).ebx),
             (0, 0)
         );
+    }
+
+    #[test]
+    fn a_host_cut_down_to_what_a_guest_has_seen_shows_just_that() {
+        let supported = CpuId::from_entries(&[leaf(1), leaf(7), leaf(0x8000_0001)]).unwrap();
+        let lesser = LeafMask {
+            function: 7,
+            index: 0,
+            keep: [1, 0xf0, 0, 5],
+        };
+        let shown = leaves(of_processor(&supported, 0, 1, &[lesser]).as_slice());
+        let again = of_processor(&supported, 0, 1, &masks(&shown));
+        let seven = find(&again, 7, 0);
+        assert_eq!([seven.ebx, seven.ecx, seven.edx], [0xf0, 0, 5]);
+        assert!(missing_features(&leaves(again.as_slice()), &shown).is_empty());
     }
 
     proptest! {

@@ -25,7 +25,7 @@ use std::thread::{self, JoinHandle};
 use kvm_ioctls::VcpuFd;
 
 use crate::bus::Buses;
-use crate::notice::Notice;
+use crate::notice::Reports;
 use kick::ImmediateExit;
 use state::{StateError, VcpuState};
 
@@ -91,12 +91,12 @@ pub struct Vcpu {
 
 impl Vcpu {
     /// Start the thread of processor `index`, parked. What it meets that concerns the whole
-    /// guest goes to `notices`.
+    /// guest goes to `reports`.
     pub fn spawn(
         index: u32,
         mut fd: VcpuFd,
         buses: Arc<Buses>,
-        notices: Sender<Notice>,
+        reports: Reports,
     ) -> io::Result<Self> {
         kick::install_handler()?;
         let shared = Arc::new(Shared {
@@ -113,7 +113,7 @@ impl Vcpu {
             fd,
             immediate_exit,
             buses,
-            notices,
+            reports,
             shared: shared.clone(),
         };
         let thread = thread::Builder::new()

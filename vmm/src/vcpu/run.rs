@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::Receiver;
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
@@ -10,7 +10,7 @@ use super::kick::ImmediateExit;
 use super::state;
 use super::{Exit, Order, Shared};
 use crate::bus::Buses;
-use crate::notice::Notice;
+use crate::notice::{Notice, Reports};
 
 /// Returns from the guest that completing one access can take: KVM hands a wide access over
 /// in pieces of 8 bytes, and a string instruction a page at a time.
@@ -21,7 +21,7 @@ pub(super) struct Runner {
     pub fd: VcpuFd,
     pub immediate_exit: ImmediateExit,
     pub buses: Arc<Buses>,
-    pub notices: Sender<Notice>,
+    pub reports: Reports,
     pub shared: Arc<Shared>,
 }
 
@@ -62,7 +62,7 @@ impl Runner {
         // The flag is looked at after the reset above: a request that came before it stays.
         while !ended && !self.shared.park.load(Ordering::SeqCst) {
             if let Next::End(notice) = self.enter() {
-                let _ = self.notices.send(notice);
+                self.reports.tell(notice);
                 ended = true;
             }
         }
@@ -78,7 +78,7 @@ impl Runner {
                 Next::Again => {}
                 Next::Interrupted => return,
                 Next::End(notice) => {
-                    let _ = self.notices.send(notice);
+                    self.reports.tell(notice);
                     return;
                 }
             }

@@ -29,6 +29,9 @@ pub enum Event {
     HandOver {
         /// The next holder, as it said itself when it was ready.
         to: Holder,
+        /// Which hand-over this is, of all that were ever tried: the record carries it, so
+        /// that a target that was left behind takes no later one for its own.
+        nonce: [u8; 16],
     },
     /// Give the lease up. The guest must be stopped and its writes complete.
     Release,

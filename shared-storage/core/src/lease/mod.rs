@@ -183,7 +183,9 @@ impl Lease {
                 );
             }
             Event::Adopt { last, died } => self.adopt(now_us, hold, last, died, &mut actions),
-            Event::HandOver { to } => self.hand_over(now_us, hold, to, &mut actions),
+            Event::HandOver { to, nonce } => {
+                self.hand_over(now_us, hold, to, nonce, &mut actions);
+            }
             Event::Release => self.release(&mut actions),
             Event::Created { record, outcome } => {
                 self.created(now_us, hold, &record, outcome, &mut actions);
@@ -305,7 +307,14 @@ impl Lease {
         self.enter(now_us, hold, last, actions);
     }
 
-    fn hand_over(&mut self, now_us: u64, hold: Hold, to: Holder, actions: &mut Vec<Action>) {
+    fn hand_over(
+        &mut self,
+        now_us: u64,
+        hold: Hold,
+        to: Holder,
+        nonce: [u8; 16],
+        actions: &mut Vec<Action>,
+    ) {
         let Phase::Holding { record, .. } = &self.phase else {
             return actions.push(Action::Refused(Refusal::NotHolding));
         };
@@ -315,6 +324,7 @@ impl Lease {
         );
         let before = record.clone();
         let mut record = self.next(Some(&before), Grant::HandedOver, Some(to));
+        record.nonce = nonce;
         record.note.push_str("handed over by ");
         record.note.push_str(&self.me.host);
         self.create(record, Purpose::HandOver, Some(before), actions);

@@ -225,10 +225,15 @@ fn a_claim_won_too_late_is_claimed_again() {
 fn a_hand_over_shuts_the_gate_until_its_outcome_is_certain() {
     let (mut play, _) = Play::holding();
     let to = identity("b").holder(3);
-    let record = created(&play.step(Event::HandOver { to: to.clone() }));
+    let nonce = [9; 16];
+    let event = Event::HandOver {
+        to: to.clone(),
+        nonce,
+    };
+    let record = created(&play.step(event));
     assert_eq!(
-        (record.grant, record.holder.clone()),
-        (Grant::HandedOver, Some(to))
+        (record.grant, record.holder.clone(), record.nonce),
+        (Grant::HandedOver, Some(to), nonce)
     );
     assert!(!play.acts());
     play.answer(&record, Outcome::Unknown);
@@ -396,7 +401,7 @@ proptest! {
                     continue;
                 }
                 Move::Tick => Event::Tick,
-                Move::HandOver => Event::HandOver { to: identity("b").holder(3) },
+                Move::HandOver => Event::HandOver { to: identity("b").holder(3), nonce: [9; 16] },
                 Move::Release => Event::Release,
                 Move::Answer(kind) => {
                     let Some(record) = open.clone() else { continue };

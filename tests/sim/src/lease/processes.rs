@@ -286,7 +286,8 @@ impl World {
         match guest.leaving.take() {
             Some(Leaving::To(to)) => {
                 self.tally.hand_overs += 1;
-                self.drive(origin, Event::HandOver { to }, trace);
+                let nonce = u128::from(self.tally.hand_overs).to_le_bytes();
+                self.drive(origin, Event::HandOver { to, nonce }, trace);
             }
             Some(Leaving::Release) => self.drive(origin, Event::Release, trace),
             None => {}

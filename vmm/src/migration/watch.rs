@@ -1,0 +1,95 @@
+//! What everybody may look at while a migration is under way.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use vmm_core::migration::{Phase, Progress};
+
+use super::MigrationError;
+use super::lifeline::Lifeline;
+
+/// The source's VMM ends after so long, whether or not somebody saw how it went.
+const LINGER_MAX: Duration = Duration::from_secs(1);
+const LINGER_POLL: Duration = Duration::from_millis(5);
+
+/// One migration, from outside.
+#[derive(Debug)]
+pub struct Watch {
+    progress: Mutex<Progress>,
+    pub(super) sent_bytes: AtomicU64,
+    pub(super) skipped_bytes: AtomicU64,
+    pub(super) lifeline: Lifeline,
+    end_was_seen: AtomicBool,
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        Self {
+            progress: Mutex::new(Progress {
+                phase: Phase::Handshake,
+                round: 0,
+                sent_bytes: 0,
+                left_bytes: 0,
+                rate: 0,
+                dirty_bytes: 0,
+                predicted_blackout_us: 0,
+                summary: None,
+                error: None,
+            }),
+            sent_bytes: AtomicU64::new(0),
+            skipped_bytes: AtomicU64::new(0),
+            lifeline: Lifeline::default(),
+            end_was_seen: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Watch {
+    /// How far it is.
+    pub fn progress(&self) -> Progress {
+        let mut progress = self.lock().clone();
+        progress.sent_bytes = self.sent_bytes.load(Ordering::Relaxed);
+        if progress.phase == Phase::Done {
+            self.end_was_seen.store(true, Ordering::Release);
+        }
+        progress
+    }
+
+    /// Leave whoever watches the migration the time to see how it ended.
+    pub fn wait_until_end_was_seen(&self) {
+        let give_up = Instant::now() + LINGER_MAX;
+        while !self.end_was_seen.load(Ordering::Acquire) && Instant::now() < give_up {
+            thread::sleep(LINGER_POLL);
+        }
+    }
+
+    /// Give up, unless it is too late for that.
+    pub fn cancel(&self) {
+        self.lifeline.cancel();
+    }
+
+    /// It did not even begin.
+    pub(super) fn fail(&self, error: &MigrationError) {
+        self.update(|progress| {
+            progress.phase = Phase::Failed;
+            progress.error = Some(error.to_string());
+        });
+    }
+
+    /// So many bytes of pages went out, and so many needed not.
+    pub(super) fn count(&self, sent_bytes: u64, skipped_bytes: u64) {
+        self.sent_bytes.fetch_add(sent_bytes, Ordering::Relaxed);
+        self.skipped_bytes
+            .fetch_add(skipped_bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn update(&self, change: impl FnOnce(&mut Progress)) {
+        change(&mut self.lock());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

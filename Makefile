@@ -53,8 +53,10 @@ test: packages ## Prove it: format, lints, unit and property tests, simulator, l
 
 .PHONY: bench
 bench: bench-packages ## Measure it, beside its peers, in one run
-	cargo build --release -p vmm -p bench
+	cargo build --release -p vmm -p bench -p shared-storage -p sim
 	target/release/bench all
+	target/release/godwit-store bench
+	target/release/sim drs-bench
 
 .PHONY: clean
 clean: ## Remove everything that was built

@@ -11,6 +11,8 @@ const KVM_SIGNATURE_LEAF: u32 = 0x4000_0000;
 const KVM_FEATURES_LEAF: u32 = 0x4000_0001;
 const KVM_FEATURE_CLOCKSOURCE2: u32 = 1 << 3;
 const MSR_KVM_SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;
+/// `PVCLOCK_GUEST_STOPPED`; the flags are the second byte of their word.
+const STOPPED: u32 = 1 << 9;
 /// An update takes far less; a version that stays odd longer means a broken host.
 const MAX_RETRIES: u32 = 1_000_000;
 
@@ -121,6 +123,19 @@ impl Clock {
             core::hint::spin_loop();
         }
         panic!("kvmclock stays in the middle of an update")
+    }
+
+    /// Whether the host says that it has stopped the guest since this was last asked. Only this
+    /// vCPU clears the flag, and the host sets it only while this vCPU does not run.
+    pub fn was_stopped(&self) -> bool {
+        self.info.is_some_and(|info| {
+            let word = info.tsc_shift_and_flags.load(Ordering::Relaxed);
+            if word & STOPPED != 0 {
+                info.tsc_shift_and_flags
+                    .store(word & !STOPPED, Ordering::Relaxed);
+            }
+            word & STOPPED != 0
+        })
     }
 
     /// TSC ticks as nanoseconds.

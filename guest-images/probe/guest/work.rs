@@ -8,8 +8,8 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::abi::{
-    BAD_DAMAGED, BAD_LOST, BAD_STALE, COMMAND_END, COMMAND_REST, COMMAND_SWEEP, GAP_LOG, Header,
-    STATE_RUNNING, VcpuRecord,
+    BAD_DAMAGED, BAD_LOST, BAD_STALE, COMMAND_END, COMMAND_REST, COMMAND_SWEEP, GAP_LOG, GapRecord,
+    Header, STATE_RUNNING, VcpuRecord,
 };
 use crate::clock::{Clock, Reading};
 use crate::config::{Config, RATE_MAX};
@@ -200,7 +200,13 @@ impl Worker {
 
     /// Reads the clock and notes how long it has been since the last turn.
     fn turn(&mut self) -> Reading {
-        let (now, last, record) = (self.clock.read(), self.last, self.record);
+        let (last, record) = (self.last, self.record);
+        let mut now = self.clock.read();
+        let was_stopped = self.clock.was_stopped();
+        if was_stopped {
+            // It may have been between the two.
+            now = self.clock.read();
+        }
         self.last = now;
         add(&record.turns, 1);
         record.now_ns.store(now.ns, Ordering::Relaxed);
@@ -219,13 +225,19 @@ impl Worker {
         let steal_ns = steal_now_ns.saturating_sub(self.last_steal_ns);
         self.last_steal_ns = steal_now_ns;
         raise(&record.max_pause_ns, tsc_ns.saturating_sub(steal_ns));
-        if clock_ns.max(tsc_ns) >= self.plan.config.gap_us * 1000 {
-            let count = record.gap_count.load(Ordering::Relaxed);
-            let gap = &record.gaps[count as usize % GAP_LOG];
+        let note = |gap: &GapRecord| {
             gap.at_ns.store(now.ns, Ordering::Relaxed);
             gap.tsc_ns.store(tsc_ns, Ordering::Relaxed);
             gap.clock_ns.store(clock_ns, Ordering::Relaxed);
             gap.steal_ns.store(steal_ns, Ordering::Relaxed);
+        };
+        if was_stopped {
+            note(&record.last_stop);
+            add(&record.stops, 1);
+        }
+        if clock_ns.max(tsc_ns) >= self.plan.config.gap_us * 1000 {
+            let count = record.gap_count.load(Ordering::Relaxed);
+            note(&record.gaps[count as usize % GAP_LOG]);
             record.gap_count.store(count + 1, Ordering::Release);
         }
         now

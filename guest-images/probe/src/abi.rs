@@ -13,7 +13,7 @@ pub const FILL_START_GPA: u64 = 0x100_0000;
 /// `GODPROBE`: written last, once the header is complete.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"GODPROBE");
 /// Raised with every change of this layout.
-pub const VERSION: u64 = 2;
+pub const VERSION: u64 = 3;
 /// The most vCPUs the probe drives.
 pub const MAX_VCPUS: usize = 64;
 /// Bytes of the header, and so the offset of the first vCPU record.
@@ -141,6 +141,10 @@ pub struct VcpuRecord {
     pub tsc_backwards: AtomicU64,
     /// Timer interrupts taken.
     pub ticks: AtomicU64,
+    /// Times that the host said it had stopped the guest (kvmclock's flag for that).
+    pub stops: AtomicU64,
+    /// The gap of the latest of them: the blackout, when the guest was moved.
+    pub last_stop: GapRecord,
     /// Gaps over the threshold; the newest is in `gaps[(gap_count - 1) % GAP_LOG]`.
     pub gap_count: AtomicU64,
     /// The newest gaps over the threshold.

@@ -64,6 +64,9 @@ pub struct Vcpu {
     pub clock_backwards: u64,
     pub tsc_backwards: u64,
     pub ticks: u64,
+    pub stops: u64,
+    /// The gap of the latest stop, if the host ever said that it had stopped the guest.
+    pub last_stop: Option<Gap>,
     pub gap_count: u64,
     /// The logged gaps that are still known, oldest first.
     pub gaps: Vec<Gap>,
@@ -219,6 +222,16 @@ impl Report {
             .unwrap_or(0)
     }
 
+    /// The longest of the vCPUs' latest stops by the host, if any ended after `since_ns` of the
+    /// guest clock, by the TSC, nanoseconds: the blackout of the migration that just ended.
+    pub fn last_stop_since_ns(&self, since_ns: u64) -> Option<u64> {
+        let stops = self.vcpus.iter().filter_map(|vcpu| vcpu.last_stop);
+        stops
+            .filter(|stop| stop.at_ns > since_ns)
+            .map(|stop| stop.tsc_ns)
+            .max()
+    }
+
     fn gaps_since(&self, since_ns: u64) -> impl Iterator<Item = &Gap> {
         self.vcpus
             .iter()
@@ -275,16 +288,17 @@ fn vcpu(bytes: &[u8]) -> Result<Vcpu, ReportError> {
         word: word(offset_of!(VcpuRecord, bad_word)),
         found: word(offset_of!(VcpuRecord, bad_found)),
     });
+    let gap_at = |base: usize| Gap {
+        at_ns: word(base + offset_of!(GapRecord, at_ns)),
+        tsc_ns: word(base + offset_of!(GapRecord, tsc_ns)),
+        clock_ns: word(base + offset_of!(GapRecord, clock_ns)),
+        steal_ns: word(base + offset_of!(GapRecord, steal_ns)),
+    };
     let gap = |index: u64| {
         let slot = (index % GAP_LOG as u64) as usize;
-        let base = offset_of!(VcpuRecord, gaps) + slot * size_of::<GapRecord>();
-        Gap {
-            at_ns: word(base + offset_of!(GapRecord, at_ns)),
-            tsc_ns: word(base + offset_of!(GapRecord, tsc_ns)),
-            clock_ns: word(base + offset_of!(GapRecord, clock_ns)),
-            steal_ns: word(base + offset_of!(GapRecord, steal_ns)),
-        }
+        gap_at(offset_of!(VcpuRecord, gaps) + slot * size_of::<GapRecord>())
     };
+    let stops = word(offset_of!(VcpuRecord, stops));
     Ok(Vcpu {
         turns: word(offset_of!(VcpuRecord, turns)),
         now_ns: word(offset_of!(VcpuRecord, now_ns)),
@@ -301,6 +315,8 @@ fn vcpu(bytes: &[u8]) -> Result<Vcpu, ReportError> {
         clock_backwards: word(offset_of!(VcpuRecord, clock_backwards)),
         tsc_backwards: word(offset_of!(VcpuRecord, tsc_backwards)),
         ticks: word(offset_of!(VcpuRecord, ticks)),
+        stops,
+        last_stop: (stops > 0).then(|| gap_at(offset_of!(VcpuRecord, last_stop))),
         gap_count,
         gaps: (gap_count.saturating_sub(GAP_LOG as u64)..gap_count)
             .map(gap)
@@ -353,6 +369,20 @@ mod tests {
         assert_eq!(report.longest_gap_since_ns(0), 7);
         assert_eq!(report.longest_gap_since_ns(50), 5);
         assert_eq!(report.longest_pause_since_ns(50), 1);
+    }
+
+    #[test]
+    fn a_stop_by_the_host_is_told_from_other_gaps() {
+        let stop = HEADER_BYTES + offset_of!(VcpuRecord, last_stop);
+        let bytes = report(&[
+            (HEADER_BYTES + offset_of!(VcpuRecord, stops), 1),
+            (stop + offset_of!(GapRecord, at_ns), 90),
+            (stop + offset_of!(GapRecord, tsc_ns), 5),
+        ]);
+        let report = Report::decode(&bytes).expect("a report");
+        assert_eq!(report.last_stop_since_ns(50), Some(5));
+        assert_eq!(report.last_stop_since_ns(90), None);
+        assert_eq!(report.vcpus[1].last_stop, None);
     }
 
     #[test]

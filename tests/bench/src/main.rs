@@ -56,6 +56,9 @@ enum Table {
         /// Ours only.
         #[arg(long)]
         alone: bool,
+        /// Draw how ours went in this file (SVG).
+        #[arg(long, value_name = "FILE")]
+        plot: Option<PathBuf>,
     },
 }
 
@@ -72,12 +75,14 @@ fn main() -> ExitCode {
             connections,
             only,
             alone,
+            plot,
         } => print(migrate::run(Wish {
             runs,
             vmm,
             connections,
             only,
             alone,
+            plot,
         })),
     };
     match printed {

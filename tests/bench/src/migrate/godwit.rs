@@ -11,6 +11,7 @@ use vmm_core::migration::{Migrate, Phase, Progress};
 
 use super::case::{Case, MEMORY_MIB};
 use super::guest::Guest;
+use super::plot::Point;
 use super::reference::Warm;
 use super::{LIMIT, LOOK_EVERY, Moved, WARM_MIB, cpu};
 use crate::running::Running;
@@ -55,12 +56,14 @@ pub fn run(vmm: &Path, connections: u32, kernel: &Path, case: &Case) -> Result<M
     let began = Instant::now();
     request(&socket, "PUT", PATH, Some(&body))?;
     let mut cpu_after_s;
+    let mut trace = Vec::new();
     let summary = loop {
         std::thread::sleep(LOOK_EVERY);
         cpu_after_s = cpu_s()?;
         let progress: Progress =
             serde_json::from_slice(&request(&socket, "GET", PATH, None)?.body()?)
                 .map_err(|error| format!("a damaged answer: {error}"))?;
+        trace.push(Point::new(began.elapsed(), &progress));
         if let Some(error) = progress.error {
             return Err(error);
         }
@@ -77,10 +80,12 @@ pub fn run(vmm: &Path, connections: u32, kernel: &Path, case: &Case) -> Result<M
     arrived.verify()?;
     Ok(Moved {
         total_ms,
-        blackout_ms: report.longest_gap_since_ns(since_ns) as f64 / 1e6,
-        pause_ms: report.longest_pause_since_ns(since_ns) as f64 / 1e6,
+        blackout_ms: Guest::blackout_ns(&report, since_ns) as f64 / 1e6,
+        longest_gap_ms: report.longest_gap_since_ns(since_ns) as f64 / 1e6,
         sent_mib: summary.sent_bytes as f64 / f64::from(1 << 20),
         cpu_s: cpu_after_s - cpu_before_s,
+        predicted_ms: summary.predicted_blackout_us as f64 / 1000.0,
+        trace,
     })
 }
 

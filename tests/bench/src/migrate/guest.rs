@@ -71,6 +71,13 @@ impl Guest {
         })
     }
 
+    /// For how long it was stopped after `since_ns` of its clock, nanoseconds. Where nobody
+    /// told it that it had been, its longest gap has to stand in.
+    pub fn blackout_ns(report: &Report, since_ns: u64) -> u64 {
+        let longest = report.longest_gap_since_ns(since_ns);
+        report.last_stop_since_ns(since_ns).unwrap_or(longest)
+    }
+
     /// Let it compare every page with what it must hold.
     pub fn verify(&self) -> Result<(), String> {
         let command = self.report_at + offset_of!(Header, command) as u64;

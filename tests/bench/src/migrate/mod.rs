@@ -5,6 +5,7 @@ mod case;
 mod cpu;
 mod godwit;
 mod guest;
+mod plot;
 mod qemu;
 mod reference;
 
@@ -17,6 +18,7 @@ use thiserror::Error;
 use crate::stats::Sample;
 use crate::table::Table;
 use case::{CASES, Case, MEMORY_MIB};
+use plot::{Plot, Point};
 use reference::{Reference, Warm};
 
 /// Runs of each peer in each case, unless told otherwise.
@@ -48,20 +50,26 @@ fn io_error(act: impl Into<String>) -> impl FnOnce(io::Error) -> MigrateError {
 #[derive(Debug)]
 struct Moved {
     total_ms: f64,
-    /// The longest time for which the guest did not run, by its own reckoning.
+    /// For how long the guest was stopped, by its own reckoning.
     blackout_ms: f64,
-    /// The same less the time for which other load kept it from a processor.
-    pause_ms: f64,
+    /// The longest time for which it did not run for whatever reason: on two cores the copying
+    /// and all other load take processors from it.
+    longest_gap_ms: f64,
+    /// What the source had predicted of the blackout.
+    predicted_ms: f64,
     sent_mib: f64,
     /// Of both processes, without the guest's processors.
     cpu_s: f64,
+    /// How it went, where that is told.
+    trace: Vec<Point>,
 }
 
 #[derive(Default)]
 struct Samples {
     total_ms: Sample,
     blackout_ms: Sample,
-    pause_ms: Sample,
+    longest_gap_ms: Sample,
+    predicted_ms: Sample,
     sent_mib: Sample,
     cpu_s: Sample,
 }
@@ -70,7 +78,8 @@ impl Samples {
     fn push(&mut self, moved: &Moved) {
         self.total_ms.push(moved.total_ms);
         self.blackout_ms.push(moved.blackout_ms);
-        self.pause_ms.push(moved.pause_ms);
+        self.longest_gap_ms.push(moved.longest_gap_ms);
+        self.predicted_ms.push(moved.predicted_ms);
         self.sent_mib.push(moved.sent_mib);
         self.cpu_s.push(moved.cpu_s);
     }
@@ -122,6 +131,8 @@ pub struct Wish {
     pub only: Option<String>,
     /// Leave the peers out.
     pub alone: bool,
+    /// Where to draw how ours went (SVG).
+    pub plot: Option<PathBuf>,
 }
 
 impl Default for Wish {
@@ -132,6 +143,7 @@ impl Default for Wish {
             connections: vmm_core::migration::CONNECTIONS_DEFAULT,
             only: None,
             alone: false,
+            plot: None,
         }
     }
 }
@@ -169,17 +181,30 @@ pub fn run(wish: Wish) -> Result<String, MigrateError> {
         wish.runs
     );
     let mut table = Table::new(title, &HEADS);
+    let mut plot = Plot::default();
     let mut notes = Vec::new();
     for case in CASES.iter().filter(wanted) {
-        notes.extend(rows(&mut table, case, wish.runs, &movers, kernel.path())?);
+        notes.extend(rows(
+            &mut table,
+            &mut plot,
+            case,
+            wish.runs,
+            &movers,
+            kernel.path(),
+        )?);
     }
     text += &table.to_string();
     text += &notes.concat();
     text += &Reference::measure(wish.connections).to_string();
+    if let Some(path) = &wish.plot {
+        let shown = path.display();
+        std::fs::write(path, plot.svg()).map_err(io_error(format!("write {shown}")))?;
+        text = format!("{text}\nPlot of our last run in each case: {shown}\n");
+    }
     Ok(text)
 }
 
-const HEADS: [&str; 10] = [
+const HEADS: [&str; 11] = [
     "case, peer",
     "total ms",
     "ratio",
@@ -187,7 +212,8 @@ const HEADS: [&str; 10] = [
     "min",
     "max",
     "ratio",
-    "not stolen",
+    "predicted",
+    "longest gap",
     "MiB",
     "CPU s",
 ];
@@ -195,6 +221,7 @@ const HEADS: [&str; 10] = [
 /// Adds the rows of one case; says what went wrong with a peer. Ours must not go wrong.
 fn rows(
     table: &mut Table,
+    plot: &mut Plot,
     case: &Case,
     runs: u32,
     movers: &[Mover],
@@ -205,7 +232,10 @@ fn rows(
     for _ in 0..runs {
         for (mover, samples) in movers.iter().zip(&mut samples) {
             match mover.run(kernel, case) {
-                Ok(moved) => samples.push(&moved),
+                Ok(moved) => {
+                    samples.push(&moved);
+                    plot.keep(case.name, moved.trace);
+                }
                 Err(error) if matches!(mover, Mover::Qemu { .. }) => {
                     notes.push(format!("\nNot counted: {error}\n"));
                 }
@@ -225,7 +255,8 @@ fn rows(
             format!("{:.1}", sample.blackout_ms.min()),
             format!("{:.1}", sample.blackout_ms.max()),
             ratio(&sample.blackout_ms, &ours.blackout_ms),
-            format!("{:.1}", sample.pause_ms.median()),
+            format!("{:.1}", sample.predicted_ms.median()),
+            format!("{:.1}", sample.longest_gap_ms.median()),
             format!("{:.0}", sample.sent_mib.median()),
             format!("{:.2}", sample.cpu_s.median()),
         ]);

@@ -16,6 +16,7 @@ fn what_cannot_be_is_refused_in_one_line_and_changes_nothing() {
     std::fs::write(path("cut"), &kernel(&[0xf4; 64])[..300]).unwrap();
     std::fs::write(path("large"), large_kernel()).unwrap();
     std::fs::write(path("empty"), "").unwrap();
+    std::fs::write(path("odd"), [0; 1000]).unwrap();
     std::fs::write(path("disk"), [0; 4096]).unwrap();
     let held = std::fs::File::open(path("disk")).unwrap();
     lock(&held);
@@ -24,7 +25,7 @@ fn what_cannot_be_is_refused_in_one_line_and_changes_nothing() {
         "name = 'a'\nkernel = 'kernel'\ncolour = 1\n",
     )
     .unwrap();
-    let needs_kvm: [(&[&str], &str); 14] = [
+    let needs_kvm: [(&[&str], &str); 15] = [
         (&["run", "--kernel", "absent"], "absent"),
         (
             &["run", "--kernel", "text"],
@@ -38,6 +39,10 @@ fn what_cannot_be_is_refused_in_one_line_and_changes_nothing() {
         (
             &["run", "--kernel", "large", "--memory", "16"],
             "give the guest more",
+        ),
+        (
+            &["run", "--kernel", "kernel", "--disk", "path=odd"],
+            "odd is truncated",
         ),
         (
             &["run", "--kernel", "kernel", "--disk", "path=empty"],

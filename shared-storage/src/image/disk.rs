@@ -535,8 +535,14 @@ fn open_layer(
             header.virtual_bytes
         }
     };
-    if bytes < SECTOR_BYTES {
-        let why = format!("{bytes} bytes are less than one sector");
+    let why = if bytes < SECTOR_BYTES {
+        Some(format!("{bytes} bytes are less than one sector"))
+    } else if format == Format::Raw && !bytes.is_multiple_of(SECTOR_BYTES) {
+        Some(format!("its {bytes} bytes end within a sector"))
+    } else {
+        None
+    };
+    if let Some(why) = why {
         return Err(ImageError::Truncated {
             path: path.into(),
             why,

@@ -94,6 +94,7 @@ pub fn a_busybox_guest_answers_reboots_in_place_and_powers_off(lab: &Lab) -> Out
     let said = a.run(&format!("su {} -c '/opt/godwit/vmm check'", Operator::NAME))?;
     assert!(said.contains("stock kernels boot"), "{said}");
     assert!(said.contains("MiB of huge pages are free"), "{said}");
+    cannot_run(a, "nobody", "", "add it to the group kvm")?;
     let guest = Guest::start(a, wish)?;
     let page = guest.answers(b)?;
     assert_eq!(page.host, "web1");
@@ -109,6 +110,18 @@ pub fn a_busybox_guest_answers_reboots_in_place_and_powers_off(lab: &Lab) -> Out
     assert_eq!(owner, Operator::NAME);
     guest.control("power-button")?;
     assert_eq!(guest.ends()?, 0, "of vmm after the power button");
+    Ok(())
+}
+
+/// `user` is refused a guest of these settings, in one line that says `why`.
+fn cannot_run(host: &Host, user: &str, settings: &str, why: &str) -> Outcome {
+    let line = format!(
+        "/opt/godwit/vmm run --kernel {DATASTORE}/images/busybox/vmlinux --memory 96 {settings}"
+    );
+    let refused = host.exec(&["su", "-s", "/bin/sh", "-c", &line, user])?;
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!((refused.code, said.lines().count()), (1, 1), "{said}");
+    assert!(said.contains(why), "{said}");
     Ok(())
 }
 
@@ -131,6 +144,14 @@ pub fn a_debian_guest_outlives_its_vmm_on_a_raw_disk(lab: &Lab) -> Outcome {
     let guest = Guest::start(a, wish.clone())?;
     let first = guest.answers(b)?;
     assert_eq!(first.host, "web1");
+    for host in [a, b] {
+        cannot_run(
+            host,
+            "root",
+            &format!("--disk path={disk}"),
+            "is in use by another",
+        )?;
+    }
 
     let beside = Guest::start(
         a,

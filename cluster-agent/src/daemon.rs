@@ -147,16 +147,12 @@ fn open_or_create(root: &Path, cluster: &str) -> Result<Datastore, DaemonError> 
     }
 }
 
-/// Write down what this host is. What the operator wants of it stays.
+/// Write down what this host is.
 fn join(store: &Datastore, facts: &HostFacts, address: SocketAddr) -> Result<(), DaemonError> {
-    let maintenance = store
-        .read_host::<HostFile>(&facts.name)
-        .is_ok_and(|file| file.maintenance);
     let file = HostFile {
         address,
         capacity: facts.capacity,
         cpu_features: facts.cpu_features.iter().cloned().collect(),
-        maintenance,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     Ok(store.write_host(&facts.name, &file)?)

@@ -21,9 +21,6 @@ pub struct HostFile {
     pub capacity: Resources,
     /// Processor features that all its cores have.
     pub cpu_features: Vec<String>,
-    /// The operator wants it empty.
-    #[serde(default)]
-    pub maintenance: bool,
     /// Version of its agent.
     pub version: String,
 }
@@ -48,7 +45,6 @@ pub fn read(store: &Datastore, fencing: bool) -> Result<Reading, StoreError> {
             Ok(host) => {
                 let entry = HostEntry {
                     capacity: host.capacity,
-                    maintenance: host.maintenance,
                     ..HostEntry::default()
                 };
                 reading.inventory.hosts.insert(name.clone(), entry);
@@ -81,6 +77,11 @@ pub fn read(store: &Datastore, fencing: bool) -> Result<Reading, StoreError> {
 fn take_policy(inventory: &mut Inventory, policy: Policy) {
     inventory.settings = policy.settings;
     inventory.rules = policy.rules;
+    for name in policy.maintenance {
+        if let Some(host) = inventory.hosts.get_mut(&name) {
+            host.maintenance = true;
+        }
+    }
     for (group, hosts) in policy.groups {
         for name in hosts {
             if let Some(host) = inventory.hosts.get_mut(&name) {

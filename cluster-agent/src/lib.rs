@@ -14,6 +14,7 @@ pub mod host_load;
 pub mod http;
 pub mod inventory;
 pub mod mail;
+pub mod maintenance;
 pub mod migration;
 pub mod network;
 pub mod picture;

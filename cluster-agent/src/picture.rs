@@ -128,6 +128,10 @@ fn hosts(
     guests: &[GuestView],
     assessment: Option<&Assessment>,
 ) -> Vec<HostView> {
+    let rests = |name: &HostId| {
+        let entry = reading.inventory.hosts.get(name);
+        entry.is_some_and(|entry| entry.maintenance)
+    };
     let loads = assessment.map(|assessment| &assessment.loads);
     reading
         .hosts
@@ -135,7 +139,7 @@ fn hosts(
         .map(|(name, host)| {
             let health = match brain.peer(name) {
                 None if name == me && brain.is_cut_off() => "isolated".to_owned(),
-                None if host.maintenance => "in maintenance".to_owned(),
+                None if rests(name) => "in maintenance".to_owned(),
                 None => "alive".to_owned(),
                 Some((state, _)) => state.word().to_owned(),
             };

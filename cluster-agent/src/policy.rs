@@ -21,6 +21,8 @@ pub struct Policy {
     pub groups: BTreeMap<GroupId, BTreeSet<HostId>>,
     /// Rules by name.
     pub rules: BTreeMap<String, Rule>,
+    /// Hosts that shall be empty.
+    pub maintenance: BTreeSet<HostId>,
 }
 
 impl Policy {

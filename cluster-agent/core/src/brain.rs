@@ -14,7 +14,7 @@ use storage_core::hold::Hold;
 
 use crate::admission::{Admission, Admitted, Refusal, Reserve};
 use crate::balance::Move;
-use crate::drs::Drs;
+use crate::drs::{Drs, Order};
 use crate::event::{Action, Event, Level, Record, StopHow};
 use crate::health::{Change, HostState, Peer, Wanted};
 use crate::leader::{Contest, vacancy};
@@ -125,6 +125,11 @@ impl Brain {
     /// On the leader, what balancing has planned and does.
     pub fn drs(&self) -> Option<&Drs> {
         Some(self.leading.as_ref()?.drs())
+    }
+
+    /// On the leader: the operator asks something of balancing. `None`: this host does not lead.
+    pub fn order_balancing(&mut self, order: Order) -> Option<Result<String, String>> {
+        Some(self.leading.as_mut()?.order_balancing(order))
     }
 
     /// On the leader, the guests that shall run and do not, and what each waits for.

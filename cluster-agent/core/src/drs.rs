@@ -31,9 +31,10 @@ pub use feasible::check;
 pub use round::{Numbered, Round};
 pub use settings::{Automation, DrsSettings};
 
-use crate::balance::{Move, plan};
+use crate::balance::{Balance, Move, Plan, plan};
+use crate::evacuate::empty;
 use crate::event::Level;
-use crate::model::{Cluster, GuestId, HostId};
+use crate::model::{Cluster, Guest, GuestId, HostId, HostMode};
 use crate::settings::Settings;
 use acting::Trouble;
 
@@ -74,7 +75,7 @@ pub struct Drs {
 
 /// What a plan rests on and what, when it changes, asks for a new one at once.
 type Circumstances = (
-    Vec<(HostId, crate::model::HostMode)>,
+    Vec<(HostId, HostMode)>,
     BTreeMap<String, crate::model::Rule>,
     DrsSettings,
 );
@@ -113,7 +114,7 @@ impl Drs {
         }
         self.next_round_us = now_us + settings.drs.round_ms * 1000;
         let balance = settings.balance();
-        self.round.renew(plan(cluster, &balance));
+        self.round.renew(plan_of(cluster, &balance));
         let current = self.round.numbers();
         self.approved.retain(|number| current.contains(number));
         true
@@ -156,4 +157,20 @@ impl Drs {
             words.join(", ")
         ))
     }
+}
+
+/// Hosts in maintenance are emptied first; the rest is looked at when nothing of that is left
+/// that can be done.
+fn plan_of(cluster: &Cluster, balance: &Balance) -> Plan {
+    let leaves = |guest: &Guest| {
+        let host = guest.host.as_ref().and_then(|host| cluster.hosts.get(host));
+        host.is_some_and(|host| host.mode == HostMode::Maintenance)
+    };
+    if cluster.guests.values().any(leaves) {
+        let emptied = empty(cluster, balance);
+        if !emptied.steps.is_empty() {
+            return emptied;
+        }
+    }
+    plan(cluster, balance)
 }

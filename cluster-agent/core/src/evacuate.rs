@@ -9,7 +9,9 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use crate::admission::Admission;
-use crate::balance::{Balance, Plan, Scope, plan_for};
+use serde::{Deserialize, Serialize};
+
+use crate::balance::{Balance, Move, Plan, Scope, plan_for};
 use crate::model::{Cluster, HostId, HostMode};
 use crate::settings::Enforcement;
 
@@ -47,16 +49,66 @@ pub fn evacuate(
     if let Some(host) = emptied.hosts.get_mut(host) {
         host.mode = HostMode::Maintenance;
     }
-    let best = plan_for(&emptied, &settings, Scope::Empty);
+    Ok(empty(&emptied, &settings))
+}
+
+/// Plans to empty all hosts that are in maintenance.
+pub(crate) fn empty(cluster: &Cluster, settings: &Balance) -> Plan {
+    let best = plan_for(cluster, settings, Scope::Empty);
     if best.unresolved.is_empty() {
-        return Ok(best);
+        return best;
     }
-    let tight = plan_for(&emptied, &settings, Scope::EmptyTightly);
-    Ok(if tight.unresolved.len() < best.unresolved.len() {
+    let tight = plan_for(cluster, settings, Scope::EmptyTightly);
+    if tight.unresolved.len() < best.unresolved.len() {
         tight
     } else {
         best
-    })
+    }
+}
+
+/// One host's turn in a rolling maintenance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Turn {
+    /// The host.
+    pub host: HostId,
+    /// What has to move before it can be taken down; nothing where it is refused.
+    pub moves: Vec<Move>,
+    /// Memory of the guests that move.
+    pub memory_mib: u64,
+    /// Predicted time on the wire of all moves.
+    pub migration_ms: u64,
+    /// What stands against it, in words; empty when nothing does.
+    pub against: Vec<String>,
+}
+
+/// Plans to empty one host after the other, each coming back before the next goes.
+pub fn rolling(cluster: &Cluster, order: &[HostId], settings: &Balance) -> Vec<Turn> {
+    let mut cluster = cluster.clone();
+    let turn = |host: &HostId| {
+        let mut turn = Turn {
+            host: host.clone(),
+            moves: Vec::new(),
+            memory_mib: 0,
+            migration_ms: 0,
+            against: Vec::new(),
+        };
+        match evacuate(&cluster, host, settings, false) {
+            Ok(plan) => {
+                turn.moves = plan.moves().cloned().collect();
+                turn.memory_mib = plan.memory_mib();
+                turn.migration_ms = plan.steps.iter().map(|step| step.migration_ms).sum();
+                let stays = plan.unresolved.iter();
+                turn.against = stays
+                    .map(|one| format!("{}: {}", one.what, one.because))
+                    .collect();
+                plan.apply(&mut cluster);
+            }
+            Err(refused) => turn.against.push(refused.because),
+        }
+        turn
+    };
+    order.iter().map(turn).collect()
 }
 
 fn may_rest(cluster: &Cluster, host: &str, settings: &Balance) -> Result<(), Refused> {
@@ -130,6 +182,30 @@ mod tests {
         let plan = evacuate(&cluster, &"a".into(), &off(), false).expect("is planned");
         assert!(plan.unresolved.is_empty(), "{:?}", plan.unresolved);
         assert_eq!(plan.moves().count(), 2);
+    }
+
+    #[test]
+    fn hosts_take_their_turns_on_what_the_ones_before_left() {
+        let cluster = cluster(&[("g1", "a", 4), ("g2", "b", 4), ("g3", "c", 4)]);
+        let order = ["a", "b", "c"].map(String::from);
+        let turns = rolling(&cluster, &order, &Balance::default());
+        assert!(
+            turns.iter().all(|turn| turn.against.is_empty()),
+            "{turns:?}"
+        );
+        assert_eq!(turns[0].moves.len(), 1);
+        let moved: usize = turns.iter().map(|turn| turn.moves.len()).sum();
+        assert!(moved > 3, "what came from a moves again: {turns:?}");
+        let cluster = cluster_full();
+        let turns = rolling(&cluster, &order, &Balance::default());
+        assert!(
+            turns.iter().all(|turn| !turn.against.is_empty()),
+            "{turns:?}"
+        );
+    }
+
+    fn cluster_full() -> Cluster {
+        cluster(&[("g1", "a", 12), ("g2", "b", 12), ("g3", "c", 12)])
     }
 
     #[test]

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 use crate::balance::Move;
 use crate::demand::Smoothing;
-use crate::drs::{Drs, check};
+use crate::drs::{Decision as Balancing, Drs, Order, check};
 use crate::event::{Action, Level, Record};
 use crate::failover::{Decision, Failover, Situation};
 use crate::health::{HostState, Peer};
@@ -23,6 +23,8 @@ use crate::placement::{place, usage};
 use crate::rules::RuleBook;
 use crate::settings::{Inventory, Settings, Waits};
 
+/// What the history has balancing's records under.
+const ABOUT_DRS: &str = "drs";
 /// A lease that could not be read is asked for again after so long.
 const ASK_AGAIN_US: u64 = 2_000_000;
 /// How long a new leader waits at most to hear hosts it never heard.
@@ -205,12 +207,32 @@ impl Leading {
     pub fn moved(&mut self, now_us: u64, answer: &MoveAnswer) -> Vec<Action> {
         self.changed = true;
         self.moves.answered(answer.number);
-        if let MoveOutcome::Failed { why } = &answer.outcome {
-            self.drs.failed(now_us, &answer.guest, why);
-        }
-        Vec::from([Action::ReadLeases {
+        let mut actions = Vec::from([Action::ReadLeases {
             guests: Vec::from([answer.guest.clone()]),
-        }])
+        }]);
+        if let MoveOutcome::Failed { why } = &answer.outcome {
+            let failed = self.drs.failed(now_us, &answer.guest, why);
+            actions.extend(failed.into_iter().map(|wish| self.balance(now_us, wish)));
+        }
+        actions
+    }
+
+    /// What balancing wants, as an action.
+    fn balance(&mut self, now_us: u64, wish: Balancing) -> Action {
+        match wish {
+            Balancing::Move { one, because } => self.order_move(now_us, &one, &because).1,
+            Balancing::Record(level, text) => Action::Record(Record {
+                level,
+                about: ABOUT_DRS.into(),
+                text,
+            }),
+        }
+    }
+
+    /// The operator asks something of balancing.
+    pub fn order_balancing(&mut self, order: Order) -> Result<String, String> {
+        self.changed = true;
+        self.drs.order(order)
     }
 
     /// A migration that may be carried out now: to that host, or to the best.
@@ -301,11 +323,12 @@ impl Leading {
         // Guests without a home come first: what they will need is not known yet.
         let unsure = |at: &Whereabouts| matches!(at, Whereabouts::Unknown);
         if self.failover.under_way().next().is_none() && !whereabouts.values().any(unsure) {
-            self.drs.look(now_us, &self.cluster, settings);
+            let balancing = self.drs.step(now_us, &self.cluster, settings);
+            actions.extend(balancing.into_iter().map(|wish| self.balance(now_us, wish)));
         }
         self.changed = false;
         self.next_look_us = now_us
-            + if self.failover.is_idle() {
+            + if self.failover.is_idle() && self.drs.under_way().is_empty() {
                 IDLE_US
             } else {
                 BUSY_US

@@ -25,6 +25,7 @@ use crate::history;
 use crate::http::BODY_BYTES_MAX;
 use crate::http::client::{CallError, Client, Endpoint, Refusal};
 use crate::mail::{Letter, MAIL_PATH};
+use crate::maintenance;
 use crate::migration;
 use crate::picture::Picture;
 use crate::reader::Nudge;
@@ -113,6 +114,7 @@ pub fn public(api: Arc<Api>) -> Router {
         .merge(drs::routes::public())
         .merge(rules::routes::public())
         .merge(migration::routes::public())
+        .merge(maintenance::routes::public())
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(api)
 }
@@ -125,6 +127,7 @@ pub fn member(api: Arc<Api>) -> Router {
         .merge(drs::routes::member())
         .merge(rules::routes::member())
         .merge(migration::routes::member())
+        .merge(maintenance::routes::member())
         .with_state(api.clone());
     public(api).merge(mail)
 }

@@ -7,6 +7,7 @@ use clap_complete::Shell;
 use cluster_core::model::Priority;
 
 use crate::drs::cli::DrsVerb;
+use crate::maintenance::cli::{ClusterVerb, MaintenanceArguments};
 use crate::migration::cli::MigrateArguments;
 use crate::rules::cli::RulesVerb;
 
@@ -67,9 +68,12 @@ pub enum Verb {
         /// The guest, by its full name.
         guest: String,
     },
-    /// Forget a host.
+    /// Empty a host for maintenance, or forget one.
     #[command(subcommand)]
     Host(HostVerb),
+    /// Look after the cluster as a whole.
+    #[command(subcommand)]
+    Cluster(ClusterVerb),
     /// See and steer how the cluster balances itself.
     #[command(subcommand)]
     Drs(DrsVerb),
@@ -91,6 +95,8 @@ pub enum HostVerb {
         /// The host.
         host: String,
     },
+    /// Move all guests off a host, by live migration, and keep new ones away from it.
+    Maintenance(MaintenanceArguments),
 }
 
 /// A new guest.

@@ -16,6 +16,8 @@ use crate::api::views::{ClusterView, CreateGuest, DiskFrom, Event, GuestView, St
 use crate::drs;
 use crate::drs::plan::PlanError;
 use crate::http::client::{CallError, Client, Endpoint};
+use crate::maintenance;
+use crate::maintenance::cli::ClusterVerb;
 use crate::migration;
 use crate::rules;
 
@@ -109,6 +111,8 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
                 .act(Method::DELETE, &format!("/v1/hosts/{host}"), &())
                 .await
         }
+        Verb::Host(HostVerb::Maintenance(wish)) => maintenance::cli::run(&agent, wish).await,
+        Verb::Cluster(ClusterVerb::UpgradePlan) => maintenance::cli::upgrade_plan(&agent).await,
         Verb::Drs(verb) => drs::cli::run(&agent, verb).await,
         Verb::Rules(verb) => rules::cli::run(&agent, verb).await,
         Verb::Completions { shell } => {

@@ -22,6 +22,11 @@ pub enum DrsVerb {
         /// Its number.
         number: u64,
     },
+    /// Carry recommendations out.
+    Apply {
+        /// Their numbers; all of them if none is named.
+        numbers: Vec<u64>,
+    },
     /// What was carried out and how it went, the newest last.
     History {
         /// How many.
@@ -99,6 +104,7 @@ pub async fn run(agent: &Agent, verb: DrsVerb) -> Result<(), CliError> {
         DrsVerb::Status => agent.show("/v1/drs", screen::status).await,
         DrsVerb::Recommendations => agent.show("/v1/drs", screen::recommendations).await,
         DrsVerb::Explain { number } => explain(agent, number).await,
+        DrsVerb::Apply { numbers } => agent.act(Method::POST, "/v1/drs/apply", &numbers).await,
         DrsVerb::History { count } => {
             let path = format!("/v1/events?about=drs&count={count}");
             let history = |events: &Vec<Event>| screen::history(events);

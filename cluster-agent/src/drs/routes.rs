@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::extract::{Path, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use cluster_core::drs::Order;
 use hyper::{Method, StatusCode};
 
 use super::view::{ChangeDrs, ChangeGuestDrs, DrsView};
@@ -16,12 +17,15 @@ pub fn public() -> Router<Arc<Api>> {
     Router::new()
         .route("/v1/drs", get(show))
         .route("/v1/drs/settings", post(set))
+        .route("/v1/drs/apply", post(apply))
         .route("/v1/guests/{guest}/automation", post(set_guest))
 }
 
 /// What members may ask of the leader besides.
 pub fn member() -> Router<Arc<Api>> {
-    Router::new().route("/member/drs", get(show_own))
+    Router::new()
+        .route("/member/drs", get(show_own))
+        .route("/member/drs/apply", post(apply_here))
 }
 
 async fn show(State(api): State<Arc<Api>>) -> Result<Json<DrsView>, Refused> {
@@ -39,6 +43,27 @@ async fn show_own(State(api): State<Arc<Api>>) -> Result<Json<DrsView>, Refused>
         let why = "no host leads the cluster yet; ask again in a few seconds";
         Refused(StatusCode::SERVICE_UNAVAILABLE, why.to_owned())
     })
+}
+
+async fn apply(State(api): State<Arc<Api>>, Json(numbers): Json<Vec<u64>>) -> Answer {
+    match api.other_leader() {
+        Some(leader) => {
+            let path = "/member/drs/apply";
+            Ok(Json(leader.call(Method::POST, path, Some(&numbers)).await?))
+        }
+        None => apply_here(State(api), Json(numbers)).await,
+    }
+}
+
+async fn apply_here(State(api): State<Arc<Api>>, Json(numbers): Json<Vec<u64>>) -> Answer {
+    let order = Order::Apply(numbers);
+    let answer = api
+        .ask_leading(move |brain, _now_us| brain.order_balancing(order))
+        .await?;
+    let words = answer.unwrap_or_else(|| Err("no host leads the cluster; ask again".to_owned()));
+    words
+        .map(said)
+        .map_err(|why| Refused(StatusCode::CONFLICT, why))
 }
 
 async fn set(State(api): State<Arc<Api>>, Json(change): Json<ChangeDrs>) -> Answer {

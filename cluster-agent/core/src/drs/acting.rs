@@ -8,8 +8,8 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use super::feasible::check;
-use super::{Automation, Decision, Drs, Numbered};
-use crate::balance::{Move, Recommendation, Why, plan};
+use super::{Automation, Decision, Drs, Numbered, plan_of};
+use crate::balance::{Move, Recommendation, Why};
 use crate::event::Level;
 use crate::model::{Cluster, GuestId, HostMode};
 use crate::settings::Settings;
@@ -140,7 +140,7 @@ impl Drs {
         if willing.guests.values().all(|guest| !guest.movable) {
             return Vec::new();
         }
-        let plan = plan(&willing, &settings.balance());
+        let plan = plan_of(&willing, &settings.balance());
         let first = plan.waves.first().into_iter().flatten();
         let steps = first.map(|index| &plan.steps[*index]);
         let number = |step: &Recommendation| {

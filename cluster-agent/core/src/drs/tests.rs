@@ -3,7 +3,7 @@
 use alloc::vec;
 
 use super::*;
-use crate::model::{Guest, Host, HostMode, Resources, Rule};
+use crate::model::{Host, Resources, Rule};
 
 const S: u64 = 1_000_000;
 

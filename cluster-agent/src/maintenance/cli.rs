@@ -1,0 +1,202 @@
+//! `godwit host maintenance` and `godwit cluster upgrade-plan`.
+
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use clap::{Args, Subcommand};
+use cluster_core::balance::Why;
+use cluster_core::evacuate::Turn;
+use hyper::Method;
+
+use super::routes::Maintain;
+use crate::api::views::ClusterView;
+use crate::cli::table::{memory, table};
+use crate::cli::{Agent, CliError, print};
+use crate::drs::view::DrsView;
+
+/// How often the progress is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Guests for which the leader has found no way for so long stay.
+const STUCK_AFTER: Duration = Duration::from_secs(15);
+
+/// What to do with the cluster as a whole.
+#[derive(Debug, Subcommand)]
+pub enum ClusterVerb {
+    /// Show how all hosts would be taken down one after the other, and what stands against it.
+    UpgradePlan,
+}
+
+/// Which host, and how.
+#[derive(Debug, Args)]
+pub struct MaintenanceArguments {
+    /// The host.
+    pub host: String,
+    /// Take it back into service.
+    #[arg(long)]
+    pub exit: bool,
+    /// Even if afterwards the failure of a host may not be survived.
+    #[arg(long, conflicts_with = "exit")]
+    pub force: bool,
+    /// Do not wait until it is empty; that goes on by itself.
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+/// Ask for it, and show how it goes until the host is empty.
+pub async fn run(agent: &Agent, wish: MaintenanceArguments) -> Result<(), CliError> {
+    let path = format!("/v1/hosts/{}/maintenance", wish.host);
+    let body = Maintain {
+        enter: !wish.exit,
+        force: wish.force,
+    };
+    agent.act(Method::POST, &path, &body).await?;
+    if wish.exit || wish.no_wait || agent.json {
+        return Ok(());
+    }
+    follow(agent, &wish.host).await
+}
+
+async fn follow(agent: &Agent, host: &str) -> Result<(), CliError> {
+    let began = Instant::now();
+    let mut hopeful = began;
+    let mut told = String::new();
+    loop {
+        let cluster: ClusterView = agent.ask("/v1/cluster").await?;
+        let drs: DrsView = agent.ask("/v1/drs").await?;
+        let here = cluster.guests.iter();
+        let left: Vec<&str> = here
+            .filter(|guest| guest.host.as_deref() == Some(host))
+            .map(|guest| guest.name.as_str())
+            .collect();
+        let known = cluster.hosts.iter().find(|one| one.name == host);
+        let rests = known.is_some_and(|one| one.health == "in maintenance");
+        if left.is_empty() && rests {
+            let took = began.elapsed().as_secs_f64();
+            return print(&format!(
+                "{host} is empty after {took:.1} s; back into service: \
+                 godwit host maintenance {host} --exit\n"
+            ));
+        }
+        let progress = progress(host, &left, &drs);
+        if progress != told {
+            print(&progress)?;
+            told = progress;
+        }
+        let ways = drs.round.recommendations.iter();
+        let mut ways = ways.filter(|one| matches!(one.step.why, Why::Maintenance { .. }));
+        if !drs.under_way.is_empty() || ways.next().is_some() {
+            hopeful = Instant::now();
+        }
+        if hopeful.elapsed() > STUCK_AFTER {
+            return Err(CliError::Name(stuck(host, &left, &drs)));
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn progress(host: &str, left: &[&str], drs: &DrsView) -> String {
+    let mut line = format!("{} left on {host}", left.len());
+    let moves = drs.under_way.iter().filter_map(|step| step.moves.first());
+    for (number, one) in moves.enumerate() {
+        let between = if number == 0 { "; under way:" } else { "," };
+        // Writing to a String cannot fail.
+        let _ = write!(line, "{between} {} to {}", one.guest, one.to);
+    }
+    line.push('\n');
+    line
+}
+
+fn stuck(host: &str, left: &[&str], drs: &DrsView) -> String {
+    let mut words = format!("{host} is not empty: {} stay there", left.join(", "));
+    for one in &drs.round.unresolved {
+        let _ = write!(words, "\n{}: {}", one.what, one.because);
+    }
+    let _ = write!(
+        words,
+        "\nmake room or stop them, and it goes on; or take {host} back: \
+         godwit host maintenance {host} --exit"
+    );
+    words
+}
+
+/// Show how all hosts would take their turns.
+pub async fn upgrade_plan(agent: &Agent) -> Result<(), CliError> {
+    agent
+        .show("/v1/cluster/upgrade-plan", |turns: &Vec<Turn>| {
+            screen(turns)
+        })
+        .await
+}
+
+fn screen(turns: &[Turn]) -> String {
+    let rows: Vec<_> = (1..)
+        .zip(turns)
+        .map(|(number, turn): (u32, &Turn)| {
+            let verdict = if turn.against.is_empty() {
+                "can be taken down".to_owned()
+            } else {
+                format!("no: {}", turn.against.join("; "))
+            };
+            [
+                number.to_string(),
+                turn.host.clone(),
+                turn.moves.len().to_string(),
+                memory(turn.memory_mib),
+                format!(
+                    "{}.{} s",
+                    turn.migration_ms / 1000,
+                    turn.migration_ms % 1000 / 100
+                ),
+                verdict,
+            ]
+        })
+        .collect();
+    let mut out = table(
+        ["TURN", "HOST", "MOVES", "MEMORY", "ON THE WIRE", ""],
+        &rows,
+    );
+    out.push_str(
+        "each: godwit host maintenance HOST, the work, godwit host maintenance HOST --exit\n",
+    );
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use cluster_core::balance::Move;
+    use cluster_core::drs::UnderWay;
+
+    use super::*;
+
+    #[test]
+    fn progress_names_what_is_on_its_way() {
+        let mut drs = DrsView::default();
+        assert_eq!(progress("b", &["g1", "g2"], &drs), "2 left on b\n");
+        let one = Move {
+            guest: "g1".to_owned(),
+            from: "b".to_owned(),
+            to: "a".to_owned(),
+        };
+        drs.under_way.push(UnderWay {
+            number: 1,
+            moves: vec![one],
+            since_us: 0,
+            overdue_us: 0,
+            because: String::new(),
+        });
+        let line = progress("b", &["g1", "g2"], &drs);
+        assert_eq!(line, "2 left on b; under way: g1 to a\n");
+    }
+
+    #[test]
+    fn a_turn_that_cannot_be_says_why() {
+        let turn = Turn {
+            host: "a".to_owned(),
+            moves: vec![],
+            memory_mib: 0,
+            migration_ms: 0,
+            against: vec!["no room for db".to_owned()],
+        };
+        assert!(screen(&[turn]).contains("no: no room for db"));
+    }
+}

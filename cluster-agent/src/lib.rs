@@ -1,5 +1,6 @@
 //! The daemon of each host and the operator's command.
 
+pub mod admission;
 pub mod api;
 pub mod cli;
 pub mod config;

@@ -18,7 +18,7 @@ use crate::guest_file::{GuestDisk, GuestFile, ImageFile};
 /// Longest wait for a guest that is stopped before its power is cut, unless told otherwise.
 const GRACE_S: u64 = 120;
 
-/// Make the guest.
+/// Make the guest; it is off.
 pub fn create(store: &Datastore, wish: &CreateGuest) -> Result<(), Refused> {
     let bad = |why: String| Refused(StatusCode::BAD_REQUEST, why);
     let image_dir = store.image_dir(&wish.image).map_err(|error| match error {
@@ -50,11 +50,7 @@ pub fn create(store: &Datastore, wish: &CreateGuest) -> Result<(), Refused> {
         )
     });
     let file = GuestFile {
-        desired: if wish.start {
-            Desired::Running
-        } else {
-            Desired::Stopped
-        },
+        desired: Desired::Stopped,
         priority: wish.priority,
         protected: wish.protected,
         movable: true,

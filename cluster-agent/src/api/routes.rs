@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::create;
 use super::views::{ClusterView, CreateGuest, Event, StopGuest};
+use crate::admission;
 use crate::driver::Input;
 use crate::drs;
 use crate::guest_file::GuestFile;
@@ -128,6 +129,7 @@ pub fn member(api: Arc<Api>) -> Router {
         .merge(rules::routes::member())
         .merge(migration::routes::member())
         .merge(maintenance::routes::member())
+        .merge(admission::member())
         .with_state(api.clone());
     public(api).merge(mail)
 }
@@ -141,12 +143,7 @@ async fn take_mail(State(api): State<Arc<Api>>, Json(letter): Json<Letter>) -> S
 
 /// Our own view, without asking anybody: for those who take us for the leader.
 async fn picture(State(api): State<Arc<Api>>) -> Result<Json<ClusterView>, Refused> {
-    let picture = api.picture.borrow().clone();
-    if !picture.leads {
-        let why = format!("{} does not lead the cluster (any more); ask again", api.me);
-        return Err(Refused(StatusCode::MISDIRECTED_REQUEST, why));
-    }
-    Ok(Json(picture.view))
+    api.leaders_view().await.map(Json)
 }
 
 impl Api {
@@ -160,13 +157,29 @@ impl Api {
                     .call(Method::GET, "/member/picture", None::<&()>)
                     .await?
             }
-            _ => picture.view,
+            Some(_) => self.leaders_view().await?,
+            None => picture.view,
         };
         view.cluster_id.clone_from(&self.store.cluster().name);
         Ok(view)
     }
 
     /// The leader, if that is another host.
+    /// What only the leader can tell, which we are.
+    async fn leaders_view(&self) -> Result<ClusterView, Refused> {
+        let picture = self.picture.borrow().clone();
+        if !picture.leads {
+            let why = format!(
+                "{} does not lead the cluster (any more); ask again",
+                self.me
+            );
+            return Err(Refused(StatusCode::MISDIRECTED_REQUEST, why));
+        }
+        let mut view = picture.view;
+        view.reserve = admission::reserve(self, &view).await?;
+        Ok(view)
+    }
+
     pub(crate) fn other_leader(&self) -> Option<Client> {
         let picture = self.picture.borrow();
         let (_, address) = picture.leader.as_ref().filter(|_| !picture.leads)?;
@@ -295,16 +308,20 @@ async fn events(
 }
 
 async fn create_guest(State(api): State<Arc<Api>>, Json(wish): Json<CreateGuest>) -> Answer {
-    let (name, start) = (wish.name.clone(), wish.start);
+    let (name, wanted) = (wish.name.clone(), wish.start);
     api.on_store(move |store| create::create(store, &wish))
         .await?;
     api.nudge.nudge();
-    if !start {
+    if !wanted {
         return Ok(said(format!(
             "{name} is made; start it with: godwit start {name}"
         )));
     }
-    api.wait_for(&name, running).await
+    start_guest(&api, &name)
+        .await
+        .map_err(|Refused(status, why)| {
+            Refused(status, format!("{name} is made, but not started: {why}"))
+        })
 }
 
 fn running(guest: &super::views::GuestView) -> Option<String> {
@@ -313,9 +330,28 @@ fn running(guest: &super::views::GuestView) -> Option<String> {
 }
 
 async fn start(State(api): State<Arc<Api>>, Path(guest): Path<String>) -> Answer {
-    api.change_guest(&guest, |file| file.desired = Desired::Running)
+    start_guest(&api, &guest).await
+}
+
+async fn start_guest(api: &Arc<Api>, guest: &str) -> Answer {
+    let name = guest.to_owned();
+    let read = move |store: &Datastore| {
+        let dir = store.guest(&name).map_err(|error| no_guest(&name, error))?;
+        Ok(dir.spec::<GuestFile>()?.spec)
+    };
+    let file = api.on_store(read).await?;
+    let warning = match file.desired {
+        // It has been admitted, and may be waiting for room.
+        Desired::Running => None,
+        Desired::Stopped => admission::ask(api, guest, file.model()).await?,
+    };
+    api.change_guest(guest, |file| file.desired = Desired::Running)
         .await?;
-    api.wait_for(&guest, running).await
+    let Json(mut started) = api.wait_for(guest, running).await?;
+    if let Some(warning) = warning {
+        started.said = format!("{}\nwarning: {warning}", started.said);
+    }
+    Ok(Json(started))
 }
 
 async fn stop(

@@ -28,6 +28,8 @@ use vmm_core::spec::Spec;
 
 /// Whatever the probe is waited for comes within seconds; this leaves room for busy machines.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// Moments of a cancel lie within this; some come after the end.
+const LONGEST_MOVE: Duration = Duration::from_millis(400);
 /// Far below the time after which a socket gives up by itself.
 const STUCK: Duration = Duration::from_secs(5);
 
@@ -144,6 +146,12 @@ fn migrate(guest: &Arc<Guest>, change: impl FnOnce(&mut Migrate)) -> Result<Move
         }
         // Before it accepted the offer the target goes on listening.
         Outcome::Stayed(error @ MigrationError::Refused(_)) => Err(error),
+        // Nor does one that was cancelled before it had said a word to the target.
+        Outcome::Stayed(error @ MigrationError::Cancelled)
+            if guest.departures().latest().progress().sent_bytes == 0 =>
+        {
+            Err(error)
+        }
         Outcome::Stayed(error) => {
             assert!(
                 arriving.join().unwrap().is_err(),
@@ -180,6 +188,75 @@ fn a_guest_moves_and_every_page_arrives() {
     }
 }
 
+/// How often something is repeated: so often, or as the environment says for a long run.
+fn count(variable: &str, default: u64) -> u64 {
+    let set = std::env::var(variable).ok();
+    set.and_then(|count| count.parse().ok()).unwrap_or(default)
+}
+
+/// Random enough for moments; the seed is printed, and taken from the environment.
+struct Moments(u64);
+
+impl Moments {
+    fn new() -> Self {
+        let now = std::time::SystemTime::now();
+        let since = now.duration_since(std::time::UNIX_EPOCH).unwrap();
+        let seed = count("GODWIT_SEED", since.as_micros() as u64 | 1);
+        println!("GODWIT_SEED={seed}");
+        Self(seed)
+    }
+
+    /// xorshift64
+    fn below(&mut self, limit: Duration) -> Duration {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        Duration::from_micros(self.0 % limit.as_micros() as u64)
+    }
+}
+
+#[test]
+fn a_cancel_at_any_moment_leaves_the_guest_in_one_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = "fill_mib=32 hot_mib=2 rate_mib_s=20";
+    let Some(mut guest) = boot_probe(dir.path(), settings, 1, 64) else {
+        return;
+    };
+    let mut moments = Moments::new();
+    let (mut stayed, mut moved) = (0, 0);
+    for _ in 0..count("GODWIT_CANCELS", 12) {
+        let moment = moments.below(LONGEST_MOVE);
+        let cancelling = thread::spawn({
+            let guest = guest.clone();
+            move || {
+                // The one that is to be cancelled, and not the one before it.
+                while guest.departures().latest().progress().phase == Phase::Failed {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                thread::sleep(moment);
+                guest.departures().latest().cancel();
+            }
+        });
+        let outcome = migrate(&guest, |wish| wish.goal.accept_longer = true);
+        cancelling.join().unwrap();
+        match outcome {
+            Ok(there) => {
+                assert_eq!(guest.state(), Some(State::Paused));
+                guest.end();
+                guest = there.guest;
+                moved += 1;
+            }
+            Err(error) => {
+                assert!(matches!(error, MigrationError::Cancelled), "{error}");
+                assert_eq!(guest.state(), Some(State::Running));
+                stayed += 1;
+            }
+        }
+    }
+    println!("{stayed} cancelled, {moved} moved all the same");
+    verify_all_pages(&guest);
+}
+
 #[test]
 fn a_guest_moves_to_and_fro() {
     let dir = tempfile::tempdir().unwrap();
@@ -187,7 +264,7 @@ fn a_guest_moves_to_and_fro() {
     let Some(mut guest) = boot_probe(dir.path(), settings, 1, 64) else {
         return;
     };
-    for _ in 0..6 {
+    for _ in 0..count("GODWIT_PING_PONGS", 6) {
         let moved = migrate(&guest, |wish| wish.goal.accept_longer = true).unwrap();
         guest.end();
         guest = moved.guest;

@@ -41,6 +41,10 @@ enum Verb {
     PowerOff,
     /// Reset it.
     Reset,
+    /// How far its latest migration is, or how it ended.
+    Migration,
+    /// Give that migration up; the guest goes on here unless it has moved already.
+    CancelMigration,
 }
 
 /// Send what the command line asks for, and print the answer.
@@ -54,6 +58,8 @@ pub fn main(arguments: &Arguments) -> Result<(), String> {
         Verb::PowerButton => ("PUT", "/v1/power-button"),
         Verb::PowerOff => ("PUT", "/v1/power-off"),
         Verb::Reset => ("PUT", "/v1/reset"),
+        Verb::Migration => ("GET", "/v1/migration"),
+        Verb::CancelMigration => ("DELETE", "/v1/migration"),
     };
     let mut answer = request(&arguments.api_socket, method, path, None)?;
     if matches!(arguments.verb, Verb::Events) {

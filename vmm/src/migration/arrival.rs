@@ -128,6 +128,7 @@ impl TargetGuest for Arrival {
         };
         let kvm = kvm::open().map_err(|error| one_line(&error))?;
         let here = cpuid::supported(&kvm).map_err(|error| one_line(&error))?;
+        let here = cpuid::of_processor(&here, 0, spec.cpus, &[]);
         let here = cpuid::leaves(here.as_slice());
         let missing = missing_features(&hello.cpuid, &here);
         if !missing.is_empty() {

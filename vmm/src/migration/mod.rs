@@ -23,6 +23,7 @@
 pub mod arrival;
 pub mod departure;
 pub mod dirty;
+mod fault;
 pub mod lifeline;
 pub mod pages;
 mod round;

@@ -8,6 +8,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::MigrationError;
 use super::dirty::{PAGE_BYTES, SlotBitmap, Tracker, bytes_marked};
+use super::fault::{self, Moment};
 use super::lifeline::Lifeline;
 use super::pages::{self, Touched};
 use super::stream::Stream;
@@ -104,7 +105,9 @@ impl Sending<'_> {
             cap.wait(sent)?;
         }
         let end = wire::control(Kind::End, self.number, &[]);
-        stream.send_pages::<()>(&end, &[]).map_err(lost())
+        let sent = fault::pass(Moment::Before, Kind::End)
+            .and_then(|()| stream.send_pages::<()>(&end, &[]));
+        sent.map_err(lost())
     }
 
     fn send_chunk(
@@ -148,7 +151,9 @@ fn send_selection(
     });
     let slices: Vec<_> = slices.collect::<Result<_, _>>()?;
     let head = wire::page_table(Kind::Pages, round, &selection.pages);
+    fault::pass(Moment::Before, Kind::Pages)?;
     stream.send_pages(&head, &slices)?;
+    fault::pass(Moment::After, Kind::Pages)?;
     Ok(selection.pages.iter().map(|run| u64::from(run.bytes)).sum())
 }
 

@@ -13,6 +13,7 @@ use shared_storage::image::ImageIdentity;
 use storage_core::record::{Holder, LeaseRecord};
 use vmm_core::compat::CpuidLeaf;
 
+use super::fault::{self, Moment};
 use crate::codec;
 
 /// Version of the protocol.
@@ -231,8 +232,10 @@ pub fn send<T: Serialize>(
     payload: &T,
 ) -> io::Result<()> {
     let payload = codec::encode(payload)?;
+    fault::pass(Moment::Before, kind)?;
     to.write_all(&control(kind, round, &payload))?;
-    to.flush()
+    to.flush()?;
+    fault::pass(Moment::After, kind)
 }
 
 /// Read a header and the payload or table that belongs to it.

@@ -2,13 +2,14 @@
 //! process over loopback, and says from inside what it noticed.
 
 use std::fs;
+use std::mem::offset_of;
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use probe::abi::{REPORT_BYTES, REPORT_GPA};
+use probe::abi::{COMMAND_REST, COMMAND_SWEEP, Header, REPORT_BYTES, REPORT_GPA};
 use probe::report::Report;
 use shared_storage::gate::AlwaysOpen;
 use vm_memory::{Bytes, GuestAddress};
@@ -110,6 +111,16 @@ fn verify_all_pages(guest: &Guest) -> Report {
     });
     assert_eq!(after.bad_pages(), 0, "{after:?}");
     after
+}
+
+/// The same of a guest that is too busy to verify before it is told to rest.
+fn verify_all_pages_at_rest(guest: &Guest) {
+    let command = REPORT_GPA + offset_of!(Header, command) as u64;
+    guest
+        .memory()
+        .write_obj(COMMAND_REST | COMMAND_SWEEP, GuestAddress(command))
+        .unwrap();
+    verify_all_pages(guest);
 }
 
 fn wish(to: String) -> Migrate {
@@ -370,6 +381,25 @@ fn a_guest_that_reboots_meanwhile_stays_and_nobody_ends_it_at_the_switch_over() 
     assert!(matches!(left, Err(GuestError::Ending)), "{left:?}");
     assert!(guest.unhold(Hold::Migration).unwrap());
     wait_for(&guest, "that it runs again", Report::is_running);
+}
+
+/// The link is slower than the guest by far, and the goal strict: only holding it
+/// back can help.
+#[test]
+fn a_guest_that_outruns_the_link_is_held_back_until_it_fits() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = "fill_mib=32 hot_mib=16 rate_mib_s=max sweep_mib_s=0";
+    let Some(guest) = boot_probe(dir.path(), settings, 1, 64) else {
+        return;
+    };
+    let moved = migrate(&guest, |wish| {
+        wish.bandwidth_max = 64 << 20;
+        wish.goal.blackout_max_us = 50_000;
+    });
+    let moved = moved.unwrap();
+    guest.end();
+    verify_all_pages_at_rest(&moved.guest);
+    println!("{:?}", moved.summary);
 }
 
 #[test]

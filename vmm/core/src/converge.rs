@@ -9,8 +9,11 @@
 //!
 //! where `fixed` is the measured cost of stopping, moving the machine's state and starting.
 //! The policy switches over once that is short enough and one more round would not make it
-//! noticeably shorter. It goes on while rounds still shrink, and otherwise does what the
-//! operator chose: give up, or accept the best there is.
+//! noticeably shorter. It goes on while rounds still shrink. When they do not, it holds those
+//! processors back that dirty memory, step by step; and when that does not help, it does what
+//! the operator chose: give up, or accept the best there is.
+
+use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
@@ -24,7 +27,16 @@ const STUCK_ROUNDS_MAX: u32 = 4;
 /// more than so many per cent of the fixed cost.
 const NOTICEABLE_PERCENT: u64 = 10;
 /// First guess of `fixed` before anything was measured, in microseconds.
-const FIXED_US: u64 = 3_000;
+const FIXED_US: u64 = 2_000;
+/// So many rounds in a row may fail to shrink before processors are held back (further) ...
+const FREE_ROUNDS_MAX: u32 = 1;
+/// ... and from so many rounds on, every few rounds, even if they shrink, because too slowly ...
+const LATE_ROUND: u32 = ROUNDS_MAX / 2;
+const LATE_EVERY: u32 = 3;
+/// ... by these shares of their time, in per cent.
+const THROTTLE_PERCENT: [u8; 5] = [40, 70, 85, 95, 99];
+/// Those are held back that wait for pages at least so many per cent as often as the worst.
+const DIRTIER_PERCENT: u64 = 10;
 /// Predictions leave room for what the link may do: per cent added.
 const MARGIN_PERCENT: u64 = 15;
 
@@ -64,6 +76,8 @@ pub struct Round {
 pub enum Decision {
     /// Another round.
     Continue,
+    /// Another round, with [`Converge::throttle_percents`] from now on.
+    Throttle,
     /// Stop the guest and move it; it will stand still for about so long.
     SwitchOver {
         /// Predicted blackout, in microseconds.
@@ -85,6 +99,8 @@ pub struct Converge {
     stuck: u32,
     last_dirty: u64,
     best_rate: u64,
+    throttle_steps: usize,
+    throttle_percents: Vec<u8>,
 }
 
 impl Converge {
@@ -98,6 +114,8 @@ impl Converge {
             stuck: 0,
             last_dirty: u64::MAX,
             best_rate: 0,
+            throttle_steps: 0,
+            throttle_percents: Vec::new(),
         }
     }
 
@@ -116,8 +134,13 @@ impl Converge {
         self.best_rate
     }
 
-    /// A round is over: what now?
-    pub fn after(&mut self, round: Round) -> Decision {
+    /// By how much each processor is held back, in per cent of its time; empty: none is.
+    pub fn throttle_percents(&self) -> &[u8] {
+        &self.throttle_percents
+    }
+
+    /// A round is over: what now? `faults`: how often each processor waited for a page in it.
+    pub fn after(&mut self, round: Round, faults: &[u64]) -> Decision {
         self.rounds += 1;
         self.learn_rate(round);
         let predicted_us = self.predict_us(round.dirty_bytes);
@@ -132,6 +155,12 @@ impl Converge {
         }
         self.stuck = if shrinks { 0 } else { self.stuck + 1 };
         self.last_dirty = self.last_dirty.min(round.dirty_bytes);
+        let is_late = self.rounds >= LATE_ROUND && self.rounds.is_multiple_of(LATE_EVERY);
+        let must_tighten = self.rounds < ROUNDS_MAX && (is_late || self.stuck > FREE_ROUNDS_MAX);
+        if must_tighten && self.tighten(faults) {
+            self.stuck = 0;
+            return Decision::Throttle;
+        }
         if self.rounds < ROUNDS_MAX && self.stuck <= STUCK_ROUNDS_MAX {
             return Decision::Continue;
         }
@@ -140,6 +169,25 @@ impl Converge {
         } else {
             Decision::GiveUp { predicted_us }
         }
+    }
+
+    /// Hold those processors back further that dirty memory; `false` if nothing is left to do.
+    fn tighten(&mut self, faults: &[u64]) -> bool {
+        let worst = faults.iter().copied().max().unwrap_or(0);
+        let Some(percent) = THROTTLE_PERCENT.get(self.throttle_steps) else {
+            return false;
+        };
+        if worst == 0 {
+            return false;
+        }
+        self.throttle_steps += 1;
+        self.throttle_percents.resize(faults.len(), 0);
+        for (held_back, count) in self.throttle_percents.iter_mut().zip(faults) {
+            if u128::from(*count) * 100 >= u128::from(worst) * u128::from(DIRTIER_PERCENT) {
+                *held_back = *percent;
+            }
+        }
+        true
     }
 
     /// Short rounds say little about the link, because waiting for the other side and looking
@@ -167,11 +215,14 @@ mod tests {
         for round in 1.. {
             let took_us = (left * 1000 / link).max(1);
             let dirtied = (dirty_rate.saturating_mul(took_us) / 1000).min(hot);
-            let decision = policy.after(Round {
-                sent_bytes: left,
-                took_us,
-                dirty_bytes: dirtied,
-            });
+            let decision = policy.after(
+                Round {
+                    sent_bytes: left,
+                    took_us,
+                    dirty_bytes: dirtied,
+                },
+                &[],
+            );
             left = dirtied;
             if decision != Decision::Continue {
                 return (decision, left, round);
@@ -191,11 +242,12 @@ mod tests {
     fn a_first_round_over_untouched_memory_does_not_spoil_the_rate() {
         let mut policy = Converge::new(Goal::default(), None);
         let mut after = |sent_bytes, took_us, dirty_bytes| {
-            policy.after(Round {
+            let round = Round {
                 sent_bytes,
                 took_us,
                 dirty_bytes,
-            })
+            };
+            policy.after(round, &[])
         };
         // Half a second to look at 32 GiB, of which next to nothing travels.
         assert_eq!(after(1 << 20, 500_000, 256 << 10), Decision::Continue);
@@ -229,7 +281,57 @@ mod tests {
         assert!(matches!(decision, Decision::SwitchOver { .. }));
     }
 
+    /// The same with a guest of two processors of which the second writes, and rests as it is
+    /// told to.
+    fn play_throttled(hot: u64, dirty_rate: u64, link: u64) -> (Decision, Converge) {
+        let mut policy = Converge::new(Goal::default(), Some(2_000));
+        let mut left = 1 << 30;
+        loop {
+            let took_us = (left * 1000 / link).max(1);
+            let held_back = policy.throttle_percents().get(1).copied().unwrap_or(0);
+            let rate = dirty_rate * u64::from(100 - held_back) / 100;
+            let dirty_bytes = (rate.saturating_mul(took_us) / 1000).min(hot);
+            let round = Round {
+                sent_bytes: left,
+                took_us,
+                dirty_bytes,
+            };
+            let decision = policy.after(round, &[1, dirty_bytes / 4096]);
+            left = dirty_bytes;
+            if !matches!(decision, Decision::Continue | Decision::Throttle) {
+                return (decision, policy);
+            }
+        }
+    }
+
+    #[test]
+    fn only_the_processor_that_dirties_is_held_back() {
+        let link = 1 << 20;
+        let (decision, policy) = play_throttled(512 << 20, 4 * link, link);
+        assert!(matches!(decision, Decision::SwitchOver { .. }));
+        let percents = policy.throttle_percents();
+        assert_eq!(percents[0], 0);
+        assert!(percents[1] > 50, "{percents:?}");
+    }
+
+    #[test]
+    fn a_guest_that_converges_by_itself_is_left_alone() {
+        let link = 1 << 20;
+        let (decision, policy) = play_throttled(512 << 20, link / 2, link);
+        assert!(matches!(decision, Decision::SwitchOver { .. }));
+        assert_eq!(policy.throttle_percents(), []);
+    }
+
     proptest! {
+        #[test]
+        fn holding_back_moves_a_guest_that_dirties_ten_times_what_the_link_carries(
+            hot in 1u64 << 20..1 << 32, tenths in 1u64..100, link in 1u64 << 14..1 << 24,
+        ) {
+            let (decision, policy) = play_throttled(hot, link * tenths / 10, link);
+            prop_assert!(matches!(decision, Decision::SwitchOver { .. }), "{:?}", decision);
+            prop_assert!(policy.rounds <= ROUNDS_MAX);
+        }
+
         #[test]
         fn it_ends_for_every_dirty_rate(
             total in 1u64..1 << 40, hot in 0u64..1 << 40, dirty_rate: u64,

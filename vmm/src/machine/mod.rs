@@ -106,6 +106,8 @@ pub trait Inspect {
     fn add_exits(&self, exits: &mut BTreeMap<String, u64>);
     /// Thread numbers of the processors.
     fn thread_ids(&self) -> Vec<i32>;
+    /// The processors.
+    fn vcpus(&self) -> &[Vcpu];
     /// What each disk has done.
     fn disks(&self) -> &[Arc<BlockCounters>];
     /// What each network card has done.
@@ -131,6 +133,10 @@ macro_rules! inspect {
 
             fn thread_ids(&self) -> Vec<i32> {
                 self.0.vcpus.iter().map(Vcpu::thread_id).collect()
+            }
+
+            fn vcpus(&self) -> &[Vcpu] {
+                &self.0.vcpus
             }
 
             fn disks(&self) -> &[Arc<BlockCounters>] {

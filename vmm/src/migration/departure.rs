@@ -13,6 +13,7 @@ use vmm_core::migration::Migrate;
 use super::MigrationError;
 use super::source::{self, Commit, Outcome, SourceGuest};
 use super::stream::Security;
+use super::throttle::Throttle;
 use super::watch::Watch;
 use super::wire::{Hello, Token};
 use crate::codec;
@@ -121,6 +122,7 @@ fn depart(guest: &Arc<Guest>, wish: &Migrate, watch: &Watch) -> Result<Outcome, 
         since,
         attempt,
         lease,
+        throttle: Throttle::new(guest.clone()),
     };
     let outcome = source::migrate(wish, &security, moving, &mut driver, watch);
     let ending = match &outcome {
@@ -161,10 +163,20 @@ struct Driver<'a> {
     attempt: Token,
     /// The lease as it was when the migration began.
     lease: Option<LeaseRecord>,
+    throttle: Throttle,
 }
 
 impl SourceGuest for Driver<'_> {
+    fn faults(&self) -> Vec<u64> {
+        self.throttle.faults()
+    }
+
+    fn throttle(&mut self, percents: &[u8]) {
+        self.throttle.set(percents);
+    }
+
     fn stop(&mut self) -> Result<(), String> {
+        self.throttle.release();
         self.guest
             .leave(self.since)
             .map_err(|error| one_line(&error))?;

@@ -30,6 +30,7 @@ mod round;
 pub mod source;
 pub mod stream;
 pub mod target;
+mod throttle;
 pub mod watch;
 pub mod wire;
 

@@ -49,6 +49,10 @@ pub enum Commit {
 
 /// What the migration needs of whoever drives the guest.
 pub trait SourceGuest: Send {
+    /// How often each of its processors has waited for a page so far.
+    fn faults(&self) -> Vec<u64>;
+    /// Hold each of them back by so many per cent of its time, until it stops.
+    fn throttle(&mut self, percents: &[u8]);
     /// Stop the guest and finish its I/O: its memory stands still from now on.
     fn stop(&mut self) -> Result<(), String>;
     /// Copy its state and let go of its disks.
@@ -183,7 +187,7 @@ impl<'a> Source<'a> {
     }
 
     fn run(&mut self, driver: &mut dyn SourceGuest) -> Outcome {
-        let predicted_us = match self.copy() {
+        let predicted_us = match self.copy(driver) {
             Ok(predicted_us) => predicted_us,
             Err(error) => {
                 let error = self.watch.lifeline.blame(error);
@@ -244,12 +248,13 @@ impl<'a> Source<'a> {
     }
 
     /// Rounds of pre-copy; returns the predicted blackout when it is short enough.
-    fn copy(&mut self) -> Result<u64, MigrationError> {
+    fn copy(&mut self, driver: &mut dyn SourceGuest) -> Result<u64, MigrationError> {
         self.watch
             .update(|progress| progress.phase = Phase::Copying);
         let touched = Touched::open().ok();
         loop {
             let before = Instant::now();
+            let faults_before = driver.faults();
             let sent_before = self.watch.sent_bytes.load(Ordering::Relaxed);
             let dirty = self.tracker.collect()?;
             let first = self.round == 0;
@@ -263,7 +268,10 @@ impl<'a> Source<'a> {
                 took_us: before.elapsed().as_micros() as u64,
                 dirty_bytes: left,
             };
-            let decision = self.converge.after(round);
+            let faults = driver.faults();
+            let new_faults = faults.iter().zip(&faults_before);
+            let new_faults: Vec<u64> = new_faults.map(|(now, then)| now - then).collect();
+            let decision = self.converge.after(round, &new_faults);
             self.watch.update(|progress| {
                 progress.round = self.round;
                 progress.rate = self.converge.rate_bytes_per_ms() * 1000;
@@ -272,6 +280,7 @@ impl<'a> Source<'a> {
             });
             match decision {
                 Decision::Continue => {}
+                Decision::Throttle => driver.throttle(self.converge.throttle_percents()),
                 Decision::SwitchOver { predicted_us } => return Ok(predicted_us),
                 Decision::GiveUp { predicted_us } => {
                     return Err(MigrationError::NotConverging { predicted_us });
@@ -311,8 +320,9 @@ impl<'a> Source<'a> {
         predicted_us: u64,
         ready: Ready,
     ) -> Outcome {
-        let told = self.tell(Kind::Commit, &epoch);
+        // Before it is told, so that the target's time lies within ours.
         let committed = Instant::now();
+        let told = self.tell(Kind::Commit, &epoch);
         let runs =
             told.and_then(|()| expect::<Running>(&mut self.control, Kind::Running, &self.wish.to));
         let after_us = committed.elapsed().as_micros() as u64;

@@ -10,6 +10,7 @@
 //! A parked processor has no pending I/O: its state can be copied, or poured in.
 
 pub mod cpuid;
+pub mod faults;
 mod kick;
 mod run;
 pub mod state;
@@ -21,11 +22,13 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use kvm_ioctls::VcpuFd;
 
 use crate::bus::Buses;
 use crate::notice::Reports;
+use faults::{Faults, Statistics};
 use kick::ImmediateExit;
 use state::{StateError, VcpuState};
 
@@ -59,6 +62,8 @@ struct Shared {
     parked: Mutex<bool>,
     changed: Condvar,
     thread_id: AtomicI32,
+    /// How long to rest at the next interruption, in microseconds.
+    rest_us: AtomicU64,
     exits: [AtomicU64; EXIT_NAMES.len()],
 }
 
@@ -86,6 +91,7 @@ pub struct Vcpu {
     shared: Arc<Shared>,
     immediate_exit: ImmediateExit,
     orders: Sender<Order>,
+    statistics: Option<Statistics>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -104,9 +110,11 @@ impl Vcpu {
             parked: Mutex::new(true),
             changed: Condvar::new(),
             thread_id: AtomicI32::new(0),
+            rest_us: AtomicU64::new(0),
             exits: Default::default(),
         });
         let immediate_exit = ImmediateExit::new(&mut fd);
+        let statistics = Statistics::of(&fd);
         let (orders, inbox) = mpsc::channel();
         let runner = run::Runner {
             index,
@@ -124,6 +132,7 @@ impl Vcpu {
             shared,
             immediate_exit,
             orders,
+            statistics,
             thread: Some(thread),
         })
     }
@@ -142,6 +151,24 @@ impl Vcpu {
         if let Some(thread) = &self.thread {
             kick::send(thread.as_pthread_t());
         }
+    }
+
+    /// Let it rest for so long, now and once. Nothing happens to a parked one.
+    pub fn rest(&self, time: Duration) {
+        if time.is_zero() {
+            return;
+        }
+        let time_us = time.as_micros() as u64;
+        self.shared.rest_us.store(time_us, Ordering::Release);
+        self.immediate_exit.set();
+        if let Some(thread) = &self.thread {
+            kick::send(thread.as_pthread_t());
+        }
+    }
+
+    /// How often it waits for pages; none where KVM does not count.
+    pub fn faults(&self) -> Option<Faults> {
+        self.statistics.as_ref().and_then(Faults::of)
     }
 
     /// Wait until it is parked.

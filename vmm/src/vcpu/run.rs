@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
+use std::thread;
+use std::time::Duration;
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
@@ -15,6 +17,9 @@ use crate::notice::{Notice, Reports};
 /// Returns from the guest that completing one access can take: KVM hands a wide access over
 /// in pieces of 8 bytes, and a string instruction a page at a time.
 const COMPLETIONS_MAX: u32 = 1024;
+
+/// One that rests looks so often whether it must park.
+const REST_STEP: Duration = Duration::from_micros(500);
 
 pub(super) struct Runner {
     pub index: u32,
@@ -54,6 +59,7 @@ impl Runner {
     }
 
     fn run(&mut self) {
+        self.shared.rest_us.store(0, Ordering::Release);
         self.immediate_exit.clear();
         // Tells the guest's watchdogs that time passed without them. A guest without kvmclock
         // has nothing to be told: EINVAL.
@@ -61,13 +67,29 @@ impl Runner {
         let mut ended = false;
         // The flag is looked at after the reset above: a request that came before it stays.
         while !ended && !self.shared.park.load(Ordering::SeqCst) {
-            if let Next::End(notice) = self.enter() {
-                self.reports.tell(notice);
-                ended = true;
+            match self.enter() {
+                Next::Again => {}
+                Next::Interrupted => self.rest(),
+                Next::End(notice) => {
+                    self.reports.tell(notice);
+                    ended = true;
+                }
             }
         }
         self.complete();
         self.shared.set_parked(true);
+    }
+
+    /// Rest if that is wanted. A request to park, which may be what interrupted it, is seen
+    /// after the reset of the flag, as in [`Runner::run`].
+    fn rest(&self) {
+        self.immediate_exit.clear();
+        let mut left = Duration::from_micros(self.shared.rest_us.swap(0, Ordering::AcqRel));
+        while !left.is_zero() && !self.shared.park.load(Ordering::SeqCst) {
+            let step = left.min(REST_STEP);
+            thread::sleep(step);
+            left -= step;
+        }
     }
 
     /// Finish an access that is half done: KVM completes it at the next `KVM_RUN`.

@@ -38,6 +38,8 @@ pub struct Wish {
     pub user: &'static str,
     /// Whether its memory comes from the host's pool of huge pages.
     pub hugepages: bool,
+    /// The datastore with a guest of its name, under whose lease it runs.
+    pub datastore: Option<String>,
 }
 
 impl Default for Wish {
@@ -52,6 +54,7 @@ impl Default for Wish {
             disks: Vec::new(),
             user: "root",
             hugepages: false,
+            datastore: None,
         }
     }
 }
@@ -83,10 +86,8 @@ impl<'lab> Guest<'lab> {
             ..
         } = wish;
         let tap = format!("tap{number}");
-        host.run(&format!(
-            "tunctl -t {tap} >/dev/null && brctl addif br0 {tap} && ip link set {tap} up && \
-             mkdir -p /run/{name} && chown {user} /run/{name}"
-        ))?;
+        make_room(host, &wish)?;
+        let lease = lease_flags(host, &wish);
         let files = format!("{DATASTORE}/images/{image}");
         let root = if image == "debian" {
             "root=/dev/vda"
@@ -100,7 +101,7 @@ impl<'lab> Guest<'lab> {
             "exec /opt/godwit/vmm run --name {name} --kernel {files}/{kernel} --initramfs {files}/initramfs.cpio \
              --cpus {cpus} --memory {memory_mib} {pages} --net tap={tap},mac=52:54:00:00:00:{number:02x} \
              --cmdline '{CMDLINE} ip=10.0.0.{number}:::255.255.255.0:{name}:eth0:off {root}' \
-             --api-socket /run/{name}/api{disks}"
+             --api-socket /run/{name}/api{disks}{lease}"
         );
         Ok(Self {
             vmm: host.start_command(&["su", "-s", "/bin/sh", "-c", &line, user])?,
@@ -111,6 +112,49 @@ impl<'lab> Guest<'lab> {
             code: Cell::new(None),
             commands: Cell::new(0),
         })
+    }
+
+    /// A VMM on `host` that waits for this guest; gives it when it listens on `port`.
+    pub fn awaited_on(&self, host: &Host, port: u16, tls_dir: Option<&str>) -> Result<Running> {
+        let wish = &self.wish;
+        make_room(host, wish)?;
+        let tls = tls_dir.map(|dir| format!(" --tls-dir {dir}"));
+        let vmm = host.start_command(&[
+            "sh",
+            "-c",
+            &format!(
+                "exec /opt/godwit/vmm receive --listen {}:{port} --api-socket /run/{}/api{}{}",
+                host.address,
+                wish.name,
+                tls.unwrap_or_default(),
+                lease_flags(host, wish)
+            ),
+        ])?;
+        let deadline = Instant::now() + PATIENCE;
+        let mut said = String::new();
+        while !said.contains("waiting for a guest") {
+            match vmm.next(deadline) {
+                Some(Event::Output(bytes) | Event::Error(bytes)) => {
+                    said.push_str(&String::from_utf8_lossy(&bytes));
+                }
+                _ => return Err(format!("no VMM waits for the guest: {said}").into()),
+            }
+        }
+        Ok(vmm)
+    }
+
+    /// It lives in `vmm` on `host` from now on; gives the exit code of the VMM it left.
+    pub fn moved(&mut self, host: &'lab Host, vmm: Running) -> Result<i32> {
+        let code = self.ends()?;
+        self.clean_up();
+        (self.host, self.vmm) = (host, vmm);
+        self.code.set(None);
+        Ok(code)
+    }
+
+    /// The host it is on.
+    pub fn host(&self) -> &'lab Host {
+        self.host
     }
 
     /// What its HTTP responder says now, asked from `from`.
@@ -252,6 +296,13 @@ impl<'lab> Guest<'lab> {
         console[from..].to_owned()
     }
 
+    fn clean_up(&self) {
+        let _ = self.host.run(&format!(
+            "tunctl -d tap{} >/dev/null; rm -rf /run/{}",
+            self.wish.number, self.wish.name
+        ));
+    }
+
     fn ended_too_early(&self, code: i32) -> LabError {
         format!("vmm ended with {code}: {}", self.tail()).into()
     }
@@ -261,11 +312,29 @@ impl Drop for Guest<'_> {
     fn drop(&mut self) {
         // A host that lost its power has nothing left to clean up.
         let _ = self.kill();
-        let _ = self.host.run(&format!(
-            "tunctl -d tap{} >/dev/null; rm -rf /run/{}",
-            self.wish.number, self.wish.name
-        ));
+        self.clean_up();
     }
+}
+
+/// A tap in the bridge and a directory for its sockets.
+fn make_room(host: &Host, wish: &Wish) -> Result<()> {
+    let Wish {
+        name, number, user, ..
+    } = wish;
+    let tap = format!("tap{number}");
+    let made = host.run(&format!(
+        "tunctl -t {tap} >/dev/null && brctl addif br0 {tap} && ip link set {tap} up && \
+         mkdir -p /run/{name} && chown {user} /run/{name}"
+    ));
+    made.map(drop)
+}
+
+fn lease_flags(host: &Host, wish: &Wish) -> String {
+    let Some(store) = &wish.datastore else {
+        return String::new();
+    };
+    let (name, host) = (wish.name, &host.name);
+    format!(" --datastore {store} --guest {name} --host {host}")
 }
 
 /// What a guest's HTTP responder says of it.

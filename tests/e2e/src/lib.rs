@@ -9,6 +9,7 @@ mod ground;
 mod guest;
 mod guests;
 mod leases;
+mod migration;
 pub mod web;
 
 use lab::scenario::Scenario;
@@ -36,6 +37,7 @@ pub const ALL: &[Scenario] = scenarios![
     cluster::the_lead_moves_when_the_leader_dies,
     cluster::a_cut_off_host_is_isolated_and_not_dead,
     cluster::a_guest_migrates_by_one_command,
+    migration::a_debian_guest_moves_there_and_back,
     leases::leases_one_wins_every_race,
     leases::leases_a_power_cut_moves_the_guest,
     leases::leases_a_thawed_holder_writes_nothing,

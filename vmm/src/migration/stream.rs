@@ -29,7 +29,7 @@ const KEEPALIVE_PROBES: u32 = 3;
 /// a round of memory is under way on others, however long that takes.
 const SILENCE_MAX: Duration = Duration::from_hours(1);
 /// One that does not take what we send for so long is stuck, too.
-const BLOCKED_MAX: Duration = Duration::from_secs(20);
+const BLOCKED_MAX: Duration = Duration::from_secs(10);
 /// Most buffers of one vectored system call (`IOV_MAX`).
 const BUFFERS_MAX: usize = 1024;
 /// Pages are copied in pieces of this size where TLS has to see them.

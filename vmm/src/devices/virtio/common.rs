@@ -10,18 +10,18 @@
 //!
 //! This file only decides; the transport carries the [`Effect`]s out.
 
+mod state;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
-use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueState, QueueT};
 
 use crate::memory::GuestMemory;
+pub use state::{CommonState, NO_VECTOR, QueueRegisters};
 
 /// Bytes of the register block.
 pub const COMMON_BYTES: u64 = 60;
-/// `VIRTIO_MSI_NO_VECTOR`.
-pub const NO_VECTOR: u16 = 0xffff;
 
 /// Device status bits (virtio 1.2 §2.1).
 pub mod status {
@@ -54,48 +54,6 @@ pub enum Effect {
     Start,
 }
 
-/// One queue as the driver configured it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct QueueRegisters {
-    /// Size in descriptors.
-    pub size: u16,
-    /// MSI-X vector.
-    pub vector: u16,
-    /// The driver enabled the queue.
-    pub enabled: bool,
-    /// Descriptor table.
-    pub descriptors: u64,
-    /// Available ring.
-    pub driver: u64,
-    /// Used ring.
-    pub device: u64,
-    /// Next entry of the available ring that the device takes.
-    pub next_avail: u16,
-    /// Next entry of the used ring that the device fills.
-    pub next_used: u16,
-}
-
-/// All registers, for save and restore.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CommonState {
-    /// Device status.
-    pub status: u8,
-    /// `device_feature_select`.
-    pub device_select: u32,
-    /// `driver_feature_select`.
-    pub driver_select: u32,
-    /// Features that the driver accepted.
-    pub features: u64,
-    /// Vector of configuration changes.
-    pub config_vector: u16,
-    /// `config_generation`.
-    pub generation: u8,
-    /// `queue_select`.
-    pub queue_select: u16,
-    /// All queues.
-    pub queues: Vec<QueueRegisters>,
-}
-
 /// The registers, with the vectors where interrupting threads can see them.
 pub struct CommonConfig {
     offered: u64,
@@ -119,7 +77,7 @@ impl CommonConfig {
             offered,
             max_sizes: max_sizes.to_vec(),
             vectors,
-            state: power_on(max_sizes),
+            state: CommonState::power_on(max_sizes),
             config_vector: vector(),
             generation: Arc::default(),
             queue_vectors: max_sizes.iter().map(|_| vector()).collect(),
@@ -128,7 +86,7 @@ impl CommonConfig {
 
     /// Back to power-on. The generation goes on counting.
     pub fn reset(&mut self) {
-        self.state = power_on(&self.max_sizes);
+        self.state = CommonState::power_on(&self.max_sizes);
         self.publish_vectors();
     }
 
@@ -387,29 +345,6 @@ impl CommonConfig {
 
     fn is_vector(&self, vector: u16) -> bool {
         vector == NO_VECTOR || vector < self.vectors
-    }
-}
-
-fn power_on(max_sizes: &[u16]) -> CommonState {
-    let queue = |size: &u16| QueueRegisters {
-        size: *size,
-        vector: NO_VECTOR,
-        enabled: false,
-        descriptors: 0,
-        driver: 0,
-        device: 0,
-        next_avail: 0,
-        next_used: 0,
-    };
-    CommonState {
-        status: 0,
-        device_select: 0,
-        driver_select: 0,
-        features: 0,
-        config_vector: NO_VECTOR,
-        generation: 0,
-        queue_select: 0,
-        queues: max_sizes.iter().map(queue).collect(),
     }
 }
 

@@ -3,6 +3,7 @@
 mod little;
 
 use std::os::fd::AsRawFd;
+use std::process::{Command, Output, Stdio};
 
 use little::{cannot_run_guests, kernel, out, vmm};
 
@@ -214,4 +215,38 @@ fn every_end_has_its_code() {
         assert_eq!(output.stdout, b"G", "{name}");
         assert!(said.contains(part), "{name}: {said}");
     }
+}
+
+/// In a mount namespace of its own, where nothing is under `/dev`.
+#[test]
+fn a_host_without_kvm_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("kernel"), kernel(&[0xf4])).unwrap();
+    let without_devices = |line: &str| {
+        let vmm = env!("CARGO_BIN_EXE_vmm");
+        let line = format!("mount -t tmpfs none /dev || exit 99; exec {vmm} {line}");
+        let unshare = Command::new("unshare")
+            .args(["--map-root-user", "--mount", "sh", "-c", &line])
+            .current_dir(dir.path())
+            .stdin(Stdio::null())
+            .output();
+        // Its own failures, and that of the mount.
+        let is_ours = |output: &Output| {
+            output.status.code() != Some(99) && !output.stderr.starts_with(b"unshare")
+        };
+        unshare.ok().filter(is_ours)
+    };
+    let Some(refused) = without_devices("run --kernel kernel") else {
+        println!("SKIPPED: no namespaces for this user");
+        return;
+    };
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(
+        said.contains("there is no /dev/kvm") && said.contains("modprobe"),
+        "{said}"
+    );
+    let checked = without_devices("check").unwrap();
+    let said = String::from_utf8(checked.stdout).unwrap();
+    assert!(said.starts_with("BAD   there is no /dev/kvm"), "{said}");
 }

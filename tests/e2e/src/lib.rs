@@ -5,6 +5,7 @@
 //! [`lab::scenario::Outcome`], and put its name into [`ALL`].
 
 pub mod cluster;
+mod drs;
 mod ground;
 mod guest;
 mod guests;
@@ -38,6 +39,7 @@ pub const ALL: &[Scenario] = scenarios![
     cluster::a_cut_off_host_is_isolated_and_not_dead,
     cluster::a_guest_migrates_by_one_command,
     migration::a_debian_guest_moves_there_and_back,
+    drs::drs_maintenance_empties_a_host_and_no_connection_breaks,
     leases::leases_one_wins_every_race,
     leases::leases_a_power_cut_moves_the_guest,
     leases::leases_a_thawed_holder_writes_nothing,

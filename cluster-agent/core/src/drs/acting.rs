@@ -143,15 +143,10 @@ impl Drs {
         let plan = plan_of(&willing, &settings.balance());
         let first = plan.waves.first().into_iter().flatten();
         let steps = first.map(|index| &plan.steps[*index]);
-        let number = |step: &Recommendation| {
-            let all = self.round.recommendations.iter();
-            let mut same = all.filter(|one| one.step.moves == step.moves);
-            same.next().map_or(0, |one| one.number)
-        };
         steps
             .filter(|step| may_begin(step))
             .map(|step| Numbered {
-                number: number(step),
+                number: self.round.number_of(step),
                 step: step.clone(),
             })
             .collect()

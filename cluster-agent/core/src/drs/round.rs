@@ -41,19 +41,27 @@ impl Round {
         let old = core::mem::take(&mut self.recommendations);
         for step in plan.steps {
             let known = old.iter().find(|one| one.step.moves == step.moves);
-            let number = known.map_or_else(
-                || {
-                    self.last_number += 1;
-                    self.last_number
-                },
-                |one| one.number,
-            );
+            let number = known.map_or_else(|| self.next_number(), |one| one.number);
             self.recommendations.push(Numbered { number, step });
         }
         self.waves = plan.waves;
         self.unresolved = plan.unresolved;
         self.before = plan.before;
         self.after = plan.after;
+    }
+
+    fn next_number(&mut self) -> u64 {
+        self.last_number += 1;
+        self.last_number
+    }
+
+    /// The number of a step, a new one if it is not recommended.
+    pub(super) fn number_of(&mut self, step: &Recommendation) -> u64 {
+        let mut all = self.recommendations.iter();
+        match all.find(|one| one.step.moves == step.moves) {
+            Some(one) => one.number,
+            None => self.next_number(),
+        }
     }
 
     /// The numbers of what is recommended.

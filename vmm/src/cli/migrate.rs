@@ -81,9 +81,10 @@ pub fn main(arguments: &Arguments) -> Result<(), String> {
         return Ok(());
     }
     println!(
-        "moved in {} ms: blackout {:.1} ms (predicted {:.1}), {} MiB in {} rounds{}",
+        "moved in {} ms: blackout {:.1} ms (for the guest {:.1}, predicted {:.1}), {} MiB in {} rounds{}",
         summary.total_us / 1000,
         summary.blackout_us as f64 / 1000.0,
+        summary.guest_blackout_us as f64 / 1000.0,
         summary.predicted_blackout_us as f64 / 1000.0,
         summary.sent_bytes >> 20,
         summary.rounds,
@@ -103,15 +104,7 @@ fn follow(arguments: &Arguments, shows: bool) -> Result<Progress, String> {
         let progress: Progress =
             serde_json::from_slice(&body).map_err(|error| format!("a damaged answer: {error}"))?;
         if shows {
-            eprint!(
-                "\r{:?}: round {}, {} MiB sent at {} MiB/s, {} MiB dirty, blackout {} ms    ",
-                progress.phase,
-                progress.round,
-                progress.sent_bytes >> 20,
-                progress.rate >> 20,
-                progress.dirty_bytes >> 20,
-                progress.predicted_blackout_us / 1000,
-            );
+            eprint!("\r{}    ", line(&progress));
         }
         if matches!(
             progress.phase,
@@ -123,5 +116,51 @@ fn follow(arguments: &Arguments, shows: bool) -> Result<Progress, String> {
             return Ok(progress);
         }
         thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// How far it is, on one line.
+fn line(progress: &Progress) -> String {
+    let so_far = format!(
+        "{:?}: round {}, {} MiB sent",
+        progress.phase,
+        progress.round,
+        progress.sent_bytes >> 20
+    );
+    // The rate is known after the first round.
+    match progress.left_bytes.checked_div(progress.rate) {
+        None => format!("{so_far}, {} MiB to look at", progress.left_bytes >> 20),
+        Some(left_s) => format!(
+            "{so_far} at {} MiB/s, {left_s} s left of the round, {} MiB dirtied in the last; \
+             blackout {} ms if now",
+            progress.rate >> 20,
+            progress.dirty_bytes >> 20,
+            progress.predicted_blackout_us / 1000
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_says_what_is_known() {
+        let mut progress = Progress {
+            phase: Phase::Copying,
+            round: 1,
+            sent_bytes: 5 << 20,
+            left_bytes: 300 << 20,
+            rate: 0,
+            dirty_bytes: 0,
+            predicted_blackout_us: 0,
+            summary: None,
+            error: None,
+        };
+        assert!(line(&progress).ends_with("5 MiB sent, 300 MiB to look at"));
+        (progress.rate, progress.predicted_blackout_us) = (100 << 20, 7_000);
+        let said = line(&progress);
+        assert!(said.contains("at 100 MiB/s, 3 s left"), "{said}");
+        assert!(said.ends_with("blackout 7 ms if now"), "{said}");
     }
 }

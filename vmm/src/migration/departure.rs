@@ -21,6 +21,7 @@ use crate::error::one_line;
 use crate::guest::{Guest, Hold, Moment};
 use crate::machine::state::STATE_VERSION;
 use crate::notice::Notice;
+use crate::vcpu::state::VcpuState;
 
 /// The datastore has so long to answer at the commit.
 const COMMIT_LIMIT: Duration = Duration::from_secs(10);
@@ -185,6 +186,13 @@ impl SourceGuest for Driver<'_> {
 
     fn save(&mut self) -> Result<Vec<u8>, String> {
         let state = self.guest.save().map_err(|error| one_line(&error))?;
+        if state.vcpus.iter().any(VcpuState::is_nested) {
+            return Err(
+                "the guest runs virtual machines of its own, which cannot move; stop them and \
+                 unload its kvm module (modprobe -r kvm_amd kvm_intel)"
+                    .to_owned(),
+            );
+        }
         self.guest
             .backends()
             .release_disks()

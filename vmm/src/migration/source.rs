@@ -273,7 +273,6 @@ impl<'a> Source<'a> {
             let new_faults: Vec<u64> = new_faults.map(|(now, then)| now - then).collect();
             let decision = self.converge.after(round, &new_faults);
             self.watch.update(|progress| {
-                progress.round = self.round;
                 progress.rate = self.converge.rate_bytes_per_ms() * 1000;
                 progress.dirty_bytes = left;
                 progress.predicted_blackout_us = self.converge.predict_us(left);
@@ -353,6 +352,8 @@ impl<'a> Source<'a> {
         touched: Option<&Touched>,
         goes_on: bool,
     ) -> Result<(), MigrationError> {
+        let bytes = dirty.iter().map(SlotBitmap::dirty_bytes).sum();
+        self.watch.begin_round(self.round, bytes);
         let sending = Sending {
             number: self.round,
             dirty,

@@ -20,6 +20,8 @@ pub struct Watch {
     progress: Mutex<Progress>,
     pub(super) sent_bytes: AtomicU64,
     pub(super) skipped_bytes: AtomicU64,
+    /// What sent and skipped bytes will be at the end of the round.
+    round_end_bytes: AtomicU64,
     pub(super) lifeline: Lifeline,
     end_was_seen: AtomicBool,
 }
@@ -40,6 +42,7 @@ impl Default for Watch {
             }),
             sent_bytes: AtomicU64::new(0),
             skipped_bytes: AtomicU64::new(0),
+            round_end_bytes: AtomicU64::new(0),
             lifeline: Lifeline::default(),
             end_was_seen: AtomicBool::new(false),
         }
@@ -51,6 +54,8 @@ impl Watch {
     pub fn progress(&self) -> Progress {
         let mut progress = self.lock().clone();
         progress.sent_bytes = self.sent_bytes.load(Ordering::Relaxed);
+        let end_bytes = self.round_end_bytes.load(Ordering::Relaxed);
+        progress.left_bytes = end_bytes.saturating_sub(self.done_bytes());
         if progress.phase == Phase::Done {
             self.end_was_seen.store(true, Ordering::Release);
         }
@@ -78,6 +83,17 @@ impl Watch {
         });
     }
 
+    /// A round over so many bytes of pages begins.
+    pub(super) fn begin_round(&self, round: u32, bytes: u64) {
+        self.round_end_bytes
+            .store(self.done_bytes() + bytes, Ordering::Relaxed);
+        self.update(|progress| progress.round = round);
+    }
+
+    fn done_bytes(&self) -> u64 {
+        self.sent_bytes.load(Ordering::Relaxed) + self.skipped_bytes.load(Ordering::Relaxed)
+    }
+
     /// So many bytes of pages went out, and so many needed not.
     pub(super) fn count(&self, sent_bytes: u64, skipped_bytes: u64) {
         self.sent_bytes.fetch_add(sent_bytes, Ordering::Relaxed);
@@ -91,5 +107,22 @@ impl Watch {
 
     fn lock(&self) -> MutexGuard<'_, Progress> {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_of_a_round_shrinks_by_what_was_sent_or_left_out() {
+        let watch = Watch::default();
+        watch.begin_round(1, 100);
+        watch.count(10, 50);
+        assert_eq!(watch.progress().left_bytes, 40);
+        watch.count(40, 0);
+        watch.begin_round(2, 30);
+        let progress = watch.progress();
+        assert_eq!((progress.round, progress.left_bytes), (2, 30));
     }
 }

@@ -45,6 +45,17 @@ pub struct VcpuState {
     pub events: kvm_vcpu_events,
 }
 
+// Intel SDM vol. 3, §2.5: VMX enabled; AMD APM vol. 2, §3.1.7: SVM enabled.
+const CR4_VMXE: u64 = 1 << 13;
+const EFER_SVME: u64 = 1 << 12;
+
+impl VcpuState {
+    /// Does the guest run virtual machines of its own? Their state is not part of this.
+    pub fn is_nested(&self) -> bool {
+        self.sregs.cr4 & CR4_VMXE != 0 || self.sregs.efer & EFER_SVME != 0
+    }
+}
+
 /// Why a processor's state cannot be copied or poured in.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {

@@ -66,7 +66,12 @@ fn main() -> ExitCode {
     let Arguments { table } = Arguments::parse();
     let printed = match table {
         Table::All => {
-            print(boot::run(DEFAULT_RUNS, None)).and_then(|()| print(migrate::run(Wish::default())))
+            let beside = std::env::current_exe().ok();
+            let migrations = Wish {
+                plot: beside.map(|program| program.with_file_name("migrate.svg")),
+                ..Wish::default()
+            };
+            print(boot::run(DEFAULT_RUNS, None)).and_then(|()| print(migrate::run(migrations)))
         }
         Table::Boot { runs, vmm } => print(boot::run(runs, vmm)),
         Table::Migrate {

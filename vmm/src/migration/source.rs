@@ -34,6 +34,9 @@ const VERIFY_MAX: Duration = Duration::from_mins(2);
 /// How often to look whether a commit of unknown outcome took place.
 const LOOK_PAUSE: Duration = Duration::from_millis(200);
 
+/// So little memory is on its way sooner than another thread is at work.
+const SEQUENTIAL_BYTES_MAX: u64 = 1 << 20;
+
 /// How the right to run the guest changed hands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Commit {
@@ -293,14 +296,15 @@ impl<'a> Source<'a> {
         driver.stop().map_err(MigrationError::Here)?;
         let dirty = self.tracker.collect()?;
         self.round += 1;
-        // Memory stands still: it travels while the processors' state is being copied.
-        let machine = thread::scope(|scope| {
-            let saving = scope.spawn(|| driver.save());
-            let sent = self.send_round(&dirty, None, false);
-            let died = || Err("the thread that saves it has died".to_owned());
-            let machine = saving.join().unwrap_or_else(|_| died());
-            sent.and_then(|()| machine.map_err(MigrationError::Here))
-        })?;
+        // Memory stands still: it travels while the processors' state is being copied, unless
+        // there is so little that a thread would take longer.
+        let left: u64 = dirty.iter().map(SlotBitmap::dirty_bytes).sum();
+        let machine = if left <= SEQUENTIAL_BYTES_MAX {
+            self.send_round(&dirty, None, false)?;
+            driver.save().map_err(MigrationError::Here)
+        } else {
+            self.send_and_save(driver, &dirty)
+        }?;
         let memory_hash = self.wish.verify.then(|| pages::hash(&self.memory));
         let state = StateFrame {
             machine,
@@ -309,6 +313,20 @@ impl<'a> Source<'a> {
         self.tell(Kind::State, &state)?;
         self.hear_round_done()?;
         expect(&mut self.control, Kind::Ready, &self.wish.to)
+    }
+
+    fn send_and_save(
+        &mut self,
+        driver: &mut dyn SourceGuest,
+        dirty: &[SlotBitmap],
+    ) -> Result<Vec<u8>, MigrationError> {
+        thread::scope(|scope| {
+            let saving = scope.spawn(|| driver.save());
+            let sent = self.send_round(dirty, None, false);
+            let died = || Err("the thread that saves it has died".to_owned());
+            let machine = saving.join().unwrap_or_else(|_| died());
+            sent.and_then(|()| machine.map_err(MigrationError::Here))
+        })
     }
 
     /// The right is the target's: whatever happens now, the guest does not run here again.

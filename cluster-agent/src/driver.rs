@@ -7,9 +7,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use cluster_core::brain::Brain;
-use cluster_core::event::{Action, Event, Record, StopHow};
+use cluster_core::event::{Action, Event, Record};
 use cluster_core::messages::MoveOutcome;
-use cluster_core::model::{Desired, GuestId, HostId};
+use cluster_core::model::{GuestId, HostId};
 use shared_storage::StoreError;
 use shared_storage::clock::boottime_us;
 use shared_storage::lease::{HeldLease, LeaseFiles, Notice, Seen};
@@ -277,7 +277,6 @@ impl Driver {
         let inventory = Box::new(reading.inventory.clone());
         self.reading = reading;
         self.step(now_us, Event::Inventory(inventory));
-        self.stop_unwanted();
     }
 
     /// Watch the heartbeats of exactly the hosts there are. A claim under way keeps the watcher
@@ -303,22 +302,6 @@ impl Driver {
             if let Err(error) = watcher.watch(host) {
                 warn!(host, %error, "cannot watch");
             }
-        }
-    }
-
-    /// Guests of this host that their owner does not want to run any more.
-    fn stop_unwanted(&mut self) {
-        let unwanted: Vec<GuestId> = self
-            .observed
-            .keys()
-            .filter(|guest| {
-                let file = self.reading.guests.get(*guest);
-                file.is_some_and(|file| file.desired == Desired::Stopped)
-            })
-            .cloned()
-            .collect();
-        for guest in unwanted {
-            self.guests.stop(&guest, StopHow::ShutDown);
         }
     }
 

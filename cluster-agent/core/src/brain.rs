@@ -346,7 +346,7 @@ impl Brain {
                 };
                 let may_act = self.hold.is_live(now_us);
                 let me = (&self.me, may_act);
-                match self.member.ordered(me, inventory, from, order) {
+                match self.member.ordered(now_us, me, inventory, from, order) {
                     Ok(start) => actions.extend(start),
                     Err(refusal) => {
                         self.send_or_take(from.clone(), Message::Started(refusal), actions);
@@ -497,7 +497,7 @@ impl Brain {
 
     fn stop_unwanted(&mut self, actions: &mut Vec<Action>) {
         if let Some(inventory) = &self.inventory {
-            actions.extend(self.member.stop_unwanted(inventory));
+            actions.extend(self.member.stop_unwanted(self.now_us, inventory));
         }
     }
 

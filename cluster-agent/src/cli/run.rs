@@ -207,7 +207,7 @@ pub fn print_json(answer: &impl Serialize) -> Result<(), CliError> {
 }
 
 /// The guest that `named` means: its name, or the only one that begins so.
-fn meant<'a>(named: &str, guests: &'a [GuestView]) -> Result<&'a str, CliError> {
+fn meant<'a>(named: &'a str, guests: &'a [GuestView]) -> Result<&'a str, CliError> {
     if let Some(exact) = guests.iter().find(|guest| guest.name == named) {
         return Ok(&exact.name);
     }
@@ -218,9 +218,8 @@ fn meant<'a>(named: &str, guests: &'a [GuestView]) -> Result<&'a str, CliError> 
         .collect();
     match beginning[..] {
         [only] => Ok(only),
-        [] => Err(CliError::Name(format!(
-            "there is no guest {named}; `godwit guests` lists them"
-        ))),
+        // Perhaps it has just been made; the agent will say if not.
+        [] => Ok(named),
         _ => Err(CliError::Name(format!(
             "{named} may mean {}; write more of the name",
             beginning.join(" or ")

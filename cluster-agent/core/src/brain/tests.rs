@@ -198,6 +198,38 @@ fn a_stale_leader_is_not_obeyed() {
     );
 }
 
+/// The operator's word reaches the leader first: what this host has read is older.
+#[test]
+fn a_guest_ordered_to_start_is_not_stopped_by_an_old_reading() {
+    let mut brain = Brain::new("b".into(), Incarnation([9; 16]));
+    let Event::Inventory(mut old) = inventory(&["a", "b"], &["web"]) else {
+        unreachable!()
+    };
+    old.guests.get_mut("web").unwrap().desired = Desired::Stopped;
+    brain.step(0, Event::Inventory(old));
+    brain.step(0, Event::Hold(Hold::new(1 << 40, 1)));
+    brain.step(0, Event::LeaderLease(held(5, "a", 7)));
+    let order = crate::messages::StartOrder {
+        guest: "web".into(),
+        leader_epoch: 5,
+        from_epoch: 3,
+        because: String::new(),
+    };
+    let (from, message) = (HostId::from("a"), Message::Start(order));
+    let actions = brain.step(1, Event::Received { from, message });
+    assert!(actions.iter().any(|a| matches!(a, Action::Start { .. })));
+    let local = LocalGuest {
+        epoch: 4,
+        state: GuestState::Starting,
+        running_ms: 0,
+    };
+    let (guest, now) = (String::from("web"), Some(local));
+    brain.step(2, Event::Local { guest, now });
+    let stops = |actions: Vec<Action>| actions.iter().any(|a| matches!(a, Action::Stop { .. }));
+    assert!(!stops(brain.step(3, Event::Tick)));
+    assert!(stops(brain.step(20_000 * MS, Event::Tick)));
+}
+
 #[test]
 fn admission_is_asked_of_the_leader_and_its_choice_is_kept() {
     let mut brain = Brain::new("a".into(), Incarnation([7; 16]));

@@ -120,7 +120,8 @@ impl Departure {
                         .summary
                         .ok_or_else(|| "its VMM told no summary".to_owned());
                 }
-                Phase::Failed | Phase::Uncertain => {
+                // Uncertain is not the end: the VMM asks the lease until it answers.
+                Phase::Failed => {
                     let why = progress.error;
                     return Err(why.unwrap_or_else(|| "its VMM does not say why".to_owned()));
                 }

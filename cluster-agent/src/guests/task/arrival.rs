@@ -30,7 +30,7 @@ impl Task {
                 return End::Failed(why);
             }
         };
-        if !self.await_guest(&vmm).await {
+        if !self.await_guest(&vmm).await && !self.owns().await {
             return End::Failed(format!("it did not arrive: {}", self.last_words()));
         }
         self.watch(vmm).await
@@ -63,6 +63,12 @@ impl Task {
                 return Err(format!("its VMM was not ready within {limit} s"));
             }
         }
+    }
+
+    /// Is the guest ours though its VMM has died? Nobody else will start it then.
+    async fn owns(&self) -> bool {
+        let last = self.last_lease().await;
+        last.is_ok_and(|last| last.is_some_and(|last| self.is_mine(&last)))
     }
 
     /// Is it here? It answers only then.

@@ -11,8 +11,9 @@
 //! ```
 
 mod arrival;
+mod claim;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,7 @@ use cluster_core::model::{Desired, GuestId};
 use cluster_core::observation::Counted;
 use hyper::Method;
 use shared_storage::clock::boottime_us;
-use shared_storage::lease::{Held, HeldLease, LeaseRecord};
+use shared_storage::lease::{HeldLease, LeaseRecord};
 use shared_storage::{GuestDir, StoreError};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -37,11 +38,6 @@ use crate::guest_file::GuestFile;
 use crate::migration::view;
 use crate::network::{remove_tap, tap_name};
 
-/// A holder that is gone shows so within `W`; this leaves room for a slow datastore.
-const CLAIM_LIMIT: Duration = Duration::from_secs(15);
-/// Fencing a dead host's disks waits until the NFS server has given up on that host's
-/// delegations: one NFSv4 lease, 90 s by default.
-const FENCE_LIMIT: Duration = Duration::from_mins(3);
 /// How often a claim is tried meanwhile.
 const CLAIM_PAUSE: Duration = Duration::from_millis(50);
 /// One file operation of the lease may take so long.
@@ -181,7 +177,7 @@ impl Task {
     async fn claim(&self, from_epoch: u64) -> Result<HeldLease, StartOutcome> {
         let (host, guest) = (self.host.clone(), self.guest.clone());
         let failed = |error: String| StartOutcome::Failed { why: error };
-        let claim = move || claim(&host, &guest, from_epoch);
+        let claim = move || claim::claim(&host, &guest, from_epoch);
         let joined = tokio::task::spawn_blocking(claim).await;
         joined.map_err(|error| failed(error.to_string()))?
     }
@@ -189,7 +185,7 @@ impl Task {
     /// Spec, taps and run directory.
     async fn prepare(&self) -> Result<(), String> {
         let (host, guest, run_dir) = (self.host.clone(), self.guest.clone(), self.run_dir.clone());
-        let prepare = move || prepare(&host, &guest, &run_dir);
+        let prepare = move || claim::prepare(&host, &guest, &run_dir);
         let joined = tokio::task::spawn_blocking(prepare).await;
         joined.map_err(|error| error.to_string())?
     }
@@ -478,67 +474,4 @@ fn counted(at_us: u64, counters: &Counters) -> Counted {
         disk_bytes: counters.disks.iter().map(disk).sum(),
         net_bytes: counters.nets.iter().map(net).sum(),
     }
-}
-
-fn claim(host: &Host, guest: &str, from_epoch: u64) -> Result<HeldLease, StartOutcome> {
-    let failed = |error: StoreError| StartOutcome::Failed {
-        why: error.to_string(),
-    };
-    let dir = host.store.guest(guest).map_err(failed)?;
-    let fence = dir.fence().map_err(failed)?;
-    let lease = dir.lease();
-    let seen = lease.look().map_err(failed)?;
-    let found = seen.last.as_ref().map_or(0, |last| last.epoch);
-    if found != from_epoch {
-        return Err(StartOutcome::LostRace {
-            seen: seen.last.as_ref().into(),
-        });
-    }
-    let give_up = Instant::now() + CLAIM_LIMIT;
-    loop {
-        let watcher = host
-            .watcher
-            .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let claimed = HeldLease::claim(
-            &host.keeper,
-            lease.clone(),
-            &seen,
-            Some(&watcher),
-            fence.clone(),
-            FENCE_LIMIT,
-        );
-        drop(watcher);
-        match claimed {
-            // An earlier claim of ours won the epoch and did not live to use it.
-            Err(StoreError::Held { source, .. }) if matches!(*source, Held::ByUs { .. }) => {
-                return HeldLease::adopt(&host.keeper, lease, fence, FENCE_LIMIT).map_err(failed);
-            }
-            Err(StoreError::Held { .. }) if Instant::now() < give_up => {
-                std::thread::sleep(CLAIM_PAUSE);
-            }
-            Err(StoreError::Refused { .. }) => {
-                let seen = lease.last().map_err(failed)?;
-                return Err(StartOutcome::LostRace {
-                    seen: seen.as_ref().into(),
-                });
-            }
-            other => return other.map_err(failed),
-        }
-    }
-}
-
-fn prepare(host: &Host, guest: &str, run_dir: &Path) -> Result<(), String> {
-    let text = |error: &dyn std::error::Error| error.to_string();
-    let dir = host.store.guest(guest).map_err(|e| text(&e))?;
-    let file = dir.spec::<GuestFile>().map_err(|e| text(&e))?.spec;
-    let image_dir = host.store.image_dir(&file.image).map_err(|e| text(&e))?;
-    let disk_path = |name: &str| dir.disk(name).unwrap_or_else(|_| dir.path().join(name));
-    let spec = file.spec(guest, &image_dir, disk_path)?;
-    for net in &spec.nets {
-        host.bridge.attach_tap(&net.tap).map_err(|e| text(&e))?;
-    }
-    std::fs::create_dir_all(run_dir).map_err(|e| text(&e))?;
-    let toml = toml::to_string_pretty(&spec).map_err(|e| text(&e))?;
-    std::fs::write(run_dir.join("guest.toml"), toml).map_err(|e| text(&e))
 }

@@ -109,7 +109,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     reader::start(store.clone(), driver.clone(), nudge.clone())
         .map_err(host_error("start", "the reader of the datastore"))?;
     let outbox = Outbox::new(facts.name.clone(), tls.client.clone());
-    tokio::spawn(Driver::new(host, outbox, history, picture).run(inputs));
+    tokio::spawn(Driver::new(host.clone(), outbox, history, picture).run(inputs));
 
     let api = Arc::new(Api {
         store,
@@ -118,6 +118,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         nudge,
         tls: tls.client,
         me: facts.name.clone(),
+        host: host.clone(),
     });
     let public = routes::public(api.clone()).fallback(routes::unknown);
     let member = routes::member(api).fallback(routes::unknown);

@@ -16,12 +16,13 @@ use serde::{Deserialize, Serialize};
 use shared_storage::{Datastore, StoreError};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::create;
 use super::views::{ClusterView, CreateGuest, Event, StopGuest};
+use super::{create, power};
 use crate::admission;
 use crate::driver::Input;
 use crate::drs;
 use crate::guest_file::GuestFile;
+use crate::guests::Host;
 use crate::history;
 use crate::http::BODY_BYTES_MAX;
 use crate::http::client::{CallError, Client, Endpoint, Refusal};
@@ -55,6 +56,8 @@ pub struct Api {
     pub tls: Arc<ClientConfig>,
     /// This host.
     pub me: String,
+    /// Where its guests are.
+    pub host: Arc<Host>,
 }
 
 /// A refusal on its way out.
@@ -112,6 +115,7 @@ pub fn public(api: Arc<Api>) -> Router {
         .route("/v1/guests/{guest}/start", post(start))
         .route("/v1/guests/{guest}/stop", post(stop))
         .route("/v1/hosts/{host}", axum::routing::delete(forget_host))
+        .merge(power::public())
         .merge(drs::routes::public())
         .merge(rules::routes::public())
         .merge(migration::routes::public())
@@ -148,7 +152,7 @@ async fn picture(State(api): State<Arc<Api>>) -> Result<Json<ClusterView>, Refus
 
 impl Api {
     /// The leader's view of the cluster, or our own when nobody leads.
-    async fn view(&self) -> Result<ClusterView, Refused> {
+    pub(crate) async fn view(&self) -> Result<ClusterView, Refused> {
         let picture = self.picture.borrow().clone();
         let mut view = match &picture.leader {
             Some((_, address)) if !picture.leads => {

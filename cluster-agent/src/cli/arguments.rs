@@ -61,6 +61,21 @@ pub enum Verb {
         #[arg(long, default_value_t = 120)]
         grace: u64,
     },
+    /// Have a guest stand still where it is; its memory stays.
+    Pause {
+        /// The guest; the beginning of its name is enough.
+        guest: String,
+    },
+    /// Let a paused guest go on.
+    Resume {
+        /// The guest; the beginning of its name is enough.
+        guest: String,
+    },
+    /// Reset a running guest: it boots again on the same host.
+    Reboot {
+        /// The guest; the beginning of its name is enough.
+        guest: String,
+    },
     /// Migrate a running guest to another host without stopping it.
     Migrate(MigrateArguments),
     /// Delete a stopped guest and its disks.

@@ -100,6 +100,9 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
                 .guest_act(&guest, "stop", &StopGuest { grace_s: grace })
                 .await
         }
+        Verb::Pause { guest } => agent.guest_act(&guest, "pause", &()).await,
+        Verb::Resume { guest } => agent.guest_act(&guest, "resume", &()).await,
+        Verb::Reboot { guest } => agent.guest_act(&guest, "reboot", &()).await,
         Verb::Migrate(arguments) => migration::cli::run(&agent, arguments).await,
         Verb::Delete { guest } => {
             agent

@@ -249,7 +249,11 @@ impl Task {
             if began.elapsed() > STEADY_AFTER {
                 restarts = 0;
             }
-            if restarts == RESTARTS_MAX || self.wants_stop().await {
+            if self.wants_stop().await {
+                self.give_up_lease().await;
+                return End::Gone("it was stopped");
+            }
+            if restarts == RESTARTS_MAX {
                 self.give_up_lease().await;
                 return End::Failed(why);
             }

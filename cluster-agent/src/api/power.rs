@@ -1,0 +1,69 @@
+//! What is asked of a running guest's VMM: passed on to its host, and there to the VMM.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Path, State};
+use axum::routing::post;
+use hyper::{Method, StatusCode};
+
+use super::routes::{Answer, Api, Refused, Said, said};
+use crate::http::client::{Client, Endpoint};
+
+/// A VMM answers within this.
+const CONTROL_LIMIT: Duration = Duration::from_secs(5);
+
+/// What people and scripts may ask.
+pub fn public() -> Router<Arc<Api>> {
+    Router::new()
+        .route("/v1/guests/{guest}/pause", post(pause))
+        .route("/v1/guests/{guest}/resume", post(resume))
+        .route("/v1/guests/{guest}/reboot", post(reboot))
+}
+
+async fn pause(State(api): State<Arc<Api>>, Path(guest): Path<String>) -> Answer {
+    pass_on(&api, &guest, "pause", "/v1/pause").await?;
+    Ok(said(format!(
+        "{guest} stands still; go on with: godwit resume {guest}"
+    )))
+}
+
+async fn resume(State(api): State<Arc<Api>>, Path(guest): Path<String>) -> Answer {
+    pass_on(&api, &guest, "resume", "/v1/resume").await?;
+    Ok(said(format!("{guest} runs")))
+}
+
+async fn reboot(State(api): State<Arc<Api>>, Path(guest): Path<String>) -> Answer {
+    pass_on(&api, &guest, "reboot", "/v1/reset").await?;
+    Ok(said(format!("{guest} is reset and boots on the same host")))
+}
+
+async fn pass_on(api: &Api, guest: &str, act: &str, path: &str) -> Result<(), Refused> {
+    let view = api.view().await?;
+    let found = view.guests.iter().find(|found| found.name == guest);
+    let found = found.ok_or_else(|| {
+        let why = format!("there is no guest {guest}; `godwit guests` lists them");
+        Refused(StatusCode::NOT_FOUND, why)
+    })?;
+    let host = found.host.as_ref().ok_or_else(|| {
+        let why = format!("{guest} does not run; start it with: godwit start {guest}");
+        Refused(StatusCode::CONFLICT, why)
+    })?;
+    if *host == api.me {
+        let socket = Endpoint::Unix(api.host.api_socket(guest));
+        let vmm = Client::new(socket, CONTROL_LIMIT);
+        return Ok(vmm.call(Method::PUT, path, None::<&()>).await?);
+    }
+    let address = api.picture.borrow().members.get(host).copied();
+    let address = address.ok_or_else(|| {
+        let why = format!("{guest} is on {host}, of which nothing is known here yet; ask again");
+        Refused(StatusCode::SERVICE_UNAVAILABLE, why)
+    })?;
+    let there = format!("/v1/guests/{guest}/{act}");
+    let answer: Result<Said, _> = api
+        .member(address)
+        .call(Method::POST, &there, None::<&()>)
+        .await;
+    Ok(answer.map(drop)?)
+}

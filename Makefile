@@ -16,8 +16,9 @@ help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s $$'\t'
 
 .PHONY: packages
-packages: ## Install the Debian packages that are missing
+packages: ## Install the Debian packages that are missing; the images' recipes need apt's lists
 	@$(call install,$(PACKAGES))
+	@apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1 || $(AS_ROOT) apt-get update -qq
 
 .PHONY: bench-packages
 bench-packages: packages
@@ -45,10 +46,10 @@ demo: packages ## Show it: a cluster of three hosts in the lab, a guest, a power
 .PHONY: test
 test: packages ## Prove it: format, lints, unit and property tests, simulator, lab
 	cargo fmt --all --check
-	guest-images/linux/build all > images.log 2>&1 & images=$$!; \
+	mkdir -p build; guest-images/linux/build all > build/images.log 2>&1 & images=$$!; \
 	cargo clippy --release --workspace --all-targets -- -D warnings && \
 	cargo test --release --workspace --exclude e2e && \
-	{ wait $$images || { cat images.log; exit 1; }; } && rm -f images.log
+	{ wait $$images || { cat build/images.log; exit 1; }; }
 	cargo test --release -p e2e
 
 .PHONY: bench

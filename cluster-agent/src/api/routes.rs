@@ -426,6 +426,6 @@ async fn forget_host(State(api): State<Arc<Api>>, Path(host): Path<String>) -> A
 pub async fn unknown() -> Refused {
     Refused(
         StatusCode::NOT_FOUND,
-        "there is no such request; see docs/operations.md".to_owned(),
+        "there is no such request; `godwit --help` lists what an agent does".to_owned(),
     )
 }

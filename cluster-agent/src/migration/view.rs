@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use cluster_core::model::HostId;
 use serde::{Deserialize, Serialize};
-use vmm_core::migration::{Phase, Progress};
+use vmm_core::migration::Progress;
 
 /// Where a guest shall go.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,17 +45,7 @@ impl MigrationView {
         Self {
             to,
             number,
-            progress: Progress {
-                phase: Phase::Handshake,
-                round: 0,
-                sent_bytes: 0,
-                left_bytes: 0,
-                rate: 0,
-                dirty_bytes: 0,
-                predicted_blackout_us: 0,
-                summary: None,
-                error: None,
-            },
+            progress: Progress::begun(),
             over: false,
         }
     }

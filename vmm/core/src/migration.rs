@@ -81,6 +81,23 @@ pub struct Progress {
     pub error: Option<String>,
 }
 
+impl Progress {
+    /// Of a migration that has just been asked for.
+    pub fn begun() -> Self {
+        Self {
+            phase: Phase::Handshake,
+            round: 0,
+            sent_bytes: 0,
+            left_bytes: 0,
+            rate: 0,
+            dirty_bytes: 0,
+            predicted_blackout_us: 0,
+            summary: None,
+            error: None,
+        }
+    }
+}
+
 /// What a migration came to, as the source measured it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {

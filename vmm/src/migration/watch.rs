@@ -29,17 +29,7 @@ pub struct Watch {
 impl Default for Watch {
     fn default() -> Self {
         Self {
-            progress: Mutex::new(Progress {
-                phase: Phase::Handshake,
-                round: 0,
-                sent_bytes: 0,
-                left_bytes: 0,
-                rate: 0,
-                dirty_bytes: 0,
-                predicted_blackout_us: 0,
-                summary: None,
-                error: None,
-            }),
+            progress: Mutex::new(Progress::begun()),
             sent_bytes: AtomicU64::new(0),
             skipped_bytes: AtomicU64::new(0),
             round_end_bytes: AtomicU64::new(0),

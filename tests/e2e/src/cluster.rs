@@ -25,13 +25,17 @@ pub struct Cluster<'lab> {
 impl<'lab> Cluster<'lab> {
     /// Starts an agent on each host.
     pub fn start(hosts: impl IntoIterator<Item = &'lab Host>) -> lab::Result<Self> {
-        let cluster = Self {
-            hosts: hosts.into_iter().collect(),
-        };
-        for host in &cluster.hosts {
-            start_agent(host)?;
+        let mut cluster = Self { hosts: Vec::new() };
+        for host in hosts {
+            cluster.join(host)?;
         }
         Ok(cluster)
+    }
+
+    /// Starts an agent on one more host.
+    pub fn join(&mut self, host: &'lab Host) -> lab::Result<()> {
+        self.hosts.push(host);
+        start_agent(host)
     }
 
     /// What a host's agent says about the cluster; nothing if it says nothing (yet).
@@ -75,7 +79,7 @@ impl<'lab> Cluster<'lab> {
         name: &str,
         image: &str,
         address: &str,
-        more: &str,
+        memory: &str,
     ) -> lab::Result<Page> {
         let root = if image == "debian" {
             "root=/dev/vda"
@@ -86,7 +90,7 @@ impl<'lab> Cluster<'lab> {
         from.run_within(
             CREATE_LIMIT,
             &format!(
-                "godwit create {name} --image {image} --memory 256M {more} \
+                "godwit create {name} --image {image} --memory {memory} \
                  --cmdline '{cmdline} {root}'"
             ),
         )?;
@@ -190,7 +194,7 @@ pub fn a_cut_off_host_is_isolated_and_not_dead(lab: &Lab) -> Outcome {
 pub fn a_guest_migrates_by_one_command(lab: &Lab) -> Outcome {
     let cluster = Cluster::start(lab.hosts())?;
     let leader = cluster.all_well()?;
-    let mut last = Cluster::create(leader, "web1", "debian", ADDRESS, "")?;
+    let mut last = Cluster::create(leader, "web1", "debian", ADDRESS, "256M")?;
     let home = cluster
         .host_of(leader, "web1")
         .ok_or("no host runs the guest")?;

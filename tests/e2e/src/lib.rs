@@ -11,7 +11,9 @@ mod guest;
 mod guests;
 mod leases;
 mod migration;
+mod survival;
 pub mod web;
+mod witness;
 
 use lab::scenario::Scenario;
 use lab::scenarios;
@@ -40,6 +42,11 @@ pub const ALL: &[Scenario] = scenarios![
     cluster::a_guest_migrates_by_one_command,
     migration::a_debian_guest_moves_there_and_back,
     drs::drs_maintenance_empties_a_host_and_no_connection_breaks,
+    survival::survival_the_leader_dies_with_its_guest_and_comes_back,
+    survival::survival_the_last_host_of_three_brings_everything_back,
+    survival::survival_two_hosts_need_no_third,
+    survival::survival_a_thawed_host_gives_up_its_guest,
+    survival::survival_what_spares_the_guest_restarts_nothing,
     leases::leases_one_wins_every_race,
     leases::leases_a_power_cut_moves_the_guest,
     leases::leases_a_thawed_holder_writes_nothing,

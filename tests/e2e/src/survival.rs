@@ -1,0 +1,173 @@
+//! What guests live through when hosts, cables, agents or the storage fail: each story ends with a
+//! [`Witness`] who finds everything that the guest ever called safe on its disk.
+
+use lab::scenario::Outcome;
+use lab::{Cable, Direction, Host, Lab, eventually};
+
+use crate::cluster::{self, Cluster};
+use crate::web::Page;
+use crate::witness::Witness;
+
+const GUEST: &str = "web1";
+const ADDRESS: &str = "10.0.0.130";
+/// A second guest, without a disk.
+const COMPANION: &str = "web2";
+const COMPANION_ADDRESS: &str = "10.0.0.131";
+
+/// A cluster whose guest runs on the host that leads, because it was there before the others; the
+/// witness is at the last host.
+struct Stage<'lab> {
+    cluster: Cluster<'lab>,
+    home: &'lab Host,
+    others: Vec<&'lab Host>,
+    witness: Witness<'lab>,
+    before: Page,
+}
+
+impl<'lab> Stage<'lab> {
+    fn set(hosts: &'lab [Host]) -> lab::Result<Self> {
+        let [home, others @ .., _] = hosts else {
+            return Err("two hosts are needed".into());
+        };
+        let others: Vec<&Host> = others.iter().chain(hosts.last()).collect();
+        let mut cluster = Cluster::start([home])?;
+        cluster.all_well()?;
+        let before = Cluster::create(home, GUEST, "debian", ADDRESS, "256M")?;
+        for host in &others {
+            cluster.join(host)?;
+        }
+        cluster.all_well()?;
+        let witness = Witness::begin(others[others.len() - 1], GUEST, ADDRESS)?;
+        witness.sees_it_count()?;
+        Ok(Self {
+            cluster,
+            home,
+            others,
+            witness,
+            before,
+        })
+    }
+
+    /// Waits for the guest's first answer after a new boot, on another host than before.
+    fn restarted_elsewhere(&self) -> lab::Result<()> {
+        let from = self.witness_host();
+        Page::await_one(from, ADDRESS, |page| page.boot != self.before.boot)?;
+        let now = eventually("the cluster knowing where the guest is", || {
+            self.cluster.host_of(from, GUEST)
+        })?;
+        assert_ne!(now.name, self.home.name, "it is where it was");
+        self.witness.sees_it_count()?;
+        self.witness.finds_every_number()
+    }
+
+    /// The guest runs on where it was: no host has restarted it.
+    fn never_restarted(&self) -> lab::Result<()> {
+        let page = self.witness.sees_it_count()?;
+        assert_eq!(page.boot, self.before.boot, "the guest was restarted");
+        for other in &self.others {
+            assert!(!runs_a_vmm(other), "host {} started one too", other.name);
+        }
+        self.witness.finds_every_number()
+    }
+
+    fn witness_host(&self) -> &'lab Host {
+        self.others[self.others.len() - 1]
+    }
+}
+
+fn runs_a_vmm(host: &Host) -> bool {
+    host.run("pidof vmm").is_ok()
+}
+
+/// The leader dies together with the guest it runs; its host boots again and rejoins.
+pub fn survival_the_leader_dies_with_its_guest_and_comes_back(lab: &Lab) -> Outcome {
+    let stage = Stage::set(lab.hosts())?;
+    stage.home.power_off()?;
+    stage.restarted_elsewhere()?;
+    stage.home.power_on()?;
+    stage.home.mount_datastore()?;
+    cluster::start_agent(stage.home)?;
+    stage.cluster.all_well()?;
+    assert!(!runs_a_vmm(stage.home), "it took up what it had lost");
+    Ok(())
+}
+
+/// Two of three hosts lose power at once; the third brings back the guests of both.
+pub fn survival_the_last_host_of_three_brings_everything_back(lab: &Lab) -> Outcome {
+    let stage = Stage::set(lab.hosts())?;
+    let last = stage.witness_host();
+    Cluster::create(last, COMPANION, "busybox", COMPANION_ADDRESS, "128M")?;
+    let victims = || lab.hosts().iter().filter(|host| host.name != last.name);
+    let companion = stage.cluster.host_of(last, COMPANION);
+    if companion.is_none_or(|host| host.name == last.name) {
+        last.run(&format!(
+            "godwit migrate {COMPANION} {}",
+            stage.others[0].name
+        ))?;
+    }
+    let before = Page::await_one(last, COMPANION_ADDRESS, |_| true)?;
+    for victim in victims() {
+        victim.power_off()?;
+    }
+    stage.restarted_elsewhere()?;
+    Page::await_one(last, COMPANION_ADDRESS, |page| page.boot != before.boot)?;
+    Ok(())
+}
+
+/// Two hosts and nobody else: the one that is left leads and restarts.
+pub fn survival_two_hosts_need_no_third(lab: &Lab) -> Outcome {
+    let stage = Stage::set(&lab.hosts()[..2])?;
+    stage.home.power_off()?;
+    stage.restarted_elsewhere().map_err(Into::into)
+}
+
+/// A host stands still for longer than its leases last. When it wakes, its guest runs elsewhere,
+/// and its own copy ends before it writes a byte.
+pub fn survival_a_thawed_host_gives_up_its_guest(lab: &Lab) -> Outcome {
+    let stage = Stage::set(lab.hosts())?;
+    stage.home.freeze()?;
+    let from = stage.witness_host();
+    Page::await_one(from, ADDRESS, |page| page.boot != stage.before.boot)?;
+    stage.home.thaw()?;
+    eventually("the old copy ending", || {
+        (!runs_a_vmm(stage.home)).then_some(())
+    })?;
+    stage.cluster.all_well()?;
+    stage.restarted_elsewhere()?;
+    Ok(())
+}
+
+/// What is no reason to restart a guest restarts none: a cut management cable, a power cut of the
+/// storage, a killed agent and its successor.
+pub fn survival_what_spares_the_guest_restarts_nothing(lab: &Lab) -> Outcome {
+    let stage = Stage::set(lab.hosts())?;
+    let vmm = stage.home.run("pidof vmm")?;
+
+    stage.home.cut(Cable::Management, Direction::Both);
+    let from = stage.witness_host();
+    Cluster::sees(from, stage.home, "isolated")?;
+    let alone = Page::await_one(stage.home, ADDRESS, |_| true)?;
+    Page::await_one(stage.home, ADDRESS, |page| page.counter > alone.counter)?;
+    stage.home.heal(Cable::Management, Direction::Both);
+    stage.cluster.all_well()?;
+    stage.never_restarted()?;
+
+    lab.storage().restart()?;
+    stage.never_restarted()?;
+    stage.cluster.all_well()?;
+
+    stage.home.run("killall -9 cluster-agent")?;
+    // Longer than any watch of its heartbeat: twice the answers that take three seconds each.
+    for _ in 0..3 {
+        stage.witness.sees_it_count()?;
+    }
+    cluster::start_agent(stage.home)?;
+    stage.cluster.all_well()?;
+    stage.never_restarted()?;
+    assert_eq!(stage.home.run("pidof vmm")?, vmm, "it is another process");
+    stage.home.run(&format!("godwit stop {GUEST} --grace 0"))?;
+    eventually("the new agent stopping the guest", || {
+        (!runs_a_vmm(stage.home)).then_some(())
+    })?;
+    Ok(())
+}

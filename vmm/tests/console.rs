@@ -152,8 +152,41 @@ fn a_socket_serves_one_client_after_another() {
         assert_eq!(said, [key]);
         kept.push(key);
     }
+    several_see_and_type(&path("console"), &kept);
     let done = vmm(dir.path(), &["ctl", "--api-socket", "api", "power-off"]);
     assert!(done.status.success());
     assert_eq!(code(&mut guest), Some(0));
     assert!(!path("console").exists() && !path("api").exists());
+}
+
+/// Eight at once see what each types, a ninth is told that there are eight; who leaves makes room.
+fn several_see_and_type(socket: &Path, kept: &[u8]) {
+    let connect = || {
+        let client = UnixStream::connect(socket).unwrap();
+        client.set_read_timeout(Some(LIMIT)).unwrap();
+        client
+    };
+    let mut clients: Vec<_> = (0..8).map(|_| connect()).collect();
+    for client in &mut clients {
+        let mut said = vec![0; kept.len()];
+        client.read_exact(&mut said).unwrap();
+        assert_eq!(said, kept);
+    }
+    let mut refusal = String::new();
+    connect().read_to_string(&mut refusal).unwrap();
+    assert!(refusal.contains("8 viewers already"), "{refusal}");
+    for typing in 0..clients.len() {
+        clients[typing].write_all(b"x").unwrap();
+        for client in &mut clients {
+            let mut said = [0];
+            client.read_exact(&mut said).unwrap();
+            assert_eq!(&said, b"x");
+        }
+    }
+    drop(clients.remove(3));
+    wait("the place of the one that left", || {
+        let mut said = [0];
+        connect().read_exact(&mut said).unwrap();
+        (said == kept[..1]).then_some(())
+    });
 }

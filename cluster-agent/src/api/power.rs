@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::{Path, State};
 use axum::routing::post;
-use hyper::{Method, StatusCode};
+use hyper::Method;
 
 use super::routes::{Answer, Api, Refused, Said, said};
 use crate::http::client::{Client, Endpoint};
@@ -40,29 +40,15 @@ async fn reboot(State(api): State<Arc<Api>>, Path(guest): Path<String>) -> Answe
 }
 
 async fn pass_on(api: &Api, guest: &str, act: &str, path: &str) -> Result<(), Refused> {
-    let view = api.view().await?;
-    let found = view.guests.iter().find(|found| found.name == guest);
-    let found = found.ok_or_else(|| {
-        let why = format!("there is no guest {guest}; `godwit guests` lists them");
-        Refused(StatusCode::NOT_FOUND, why)
-    })?;
-    let host = found.host.as_ref().ok_or_else(|| {
-        let why = format!("{guest} does not run; start it with: godwit start {guest}");
-        Refused(StatusCode::CONFLICT, why)
-    })?;
-    if *host == api.me {
+    let host = api.host_of(guest).await?;
+    if host == api.me {
         let socket = Endpoint::Unix(api.host.api_socket(guest));
         let vmm = Client::new(socket, CONTROL_LIMIT);
         return Ok(vmm.call(Method::PUT, path, None::<&()>).await?);
     }
-    let address = api.picture.borrow().members.get(host).copied();
-    let address = address.ok_or_else(|| {
-        let why = format!("{guest} is on {host}, of which nothing is known here yet; ask again");
-        Refused(StatusCode::SERVICE_UNAVAILABLE, why)
-    })?;
     let there = format!("/v1/guests/{guest}/{act}");
     let answer: Result<Said, _> = api
-        .member(address)
+        .member_of(&host)?
         .call(Method::POST, &there, None::<&()>)
         .await;
     Ok(answer.map(drop)?)

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use cluster_core::brain::Brain;
-use cluster_core::model::Desired;
+use cluster_core::model::{Desired, HostId};
 use hyper::{Method, StatusCode};
 use rustls::ClientConfig;
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::views::{ClusterView, CreateGuest, Event, StopGuest};
 use super::{create, power};
 use crate::admission;
+use crate::console;
 use crate::driver::Input;
 use crate::drs;
 use crate::guest_file::GuestFile;
@@ -119,6 +120,7 @@ pub fn public(api: Arc<Api>) -> Router {
         .merge(drs::routes::public())
         .merge(rules::routes::public())
         .merge(migration::routes::public())
+        .merge(console::routes::public())
         .merge(maintenance::routes::public())
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(api)
@@ -132,6 +134,7 @@ pub fn member(api: Arc<Api>) -> Router {
         .merge(drs::routes::member())
         .merge(rules::routes::member())
         .merge(migration::routes::member())
+        .merge(console::routes::member())
         .merge(maintenance::routes::member())
         .merge(admission::member())
         .with_state(api.clone());
@@ -214,6 +217,30 @@ impl Api {
     pub(crate) fn member(&self, address: std::net::SocketAddr) -> Client {
         let tls = self.tls.clone();
         Client::new(Endpoint::Member { address, tls }, FORWARD_LIMIT)
+    }
+
+    /// The host on which this guest is.
+    pub(crate) async fn host_of(&self, guest: &str) -> Result<HostId, Refused> {
+        let view = self.view().await?;
+        let found = view.guests.into_iter().find(|found| found.name == guest);
+        let found = found.ok_or_else(|| {
+            let why = format!("there is no guest {guest}; `godwit guests` lists them");
+            Refused(StatusCode::NOT_FOUND, why)
+        })?;
+        found.host.ok_or_else(|| {
+            let why = format!("{guest} does not run; start it with: godwit start {guest}");
+            Refused(StatusCode::CONFLICT, why)
+        })
+    }
+
+    /// That member.
+    pub(crate) fn member_of(&self, host: &HostId) -> Result<Client, Refused> {
+        let address = self.picture.borrow().members.get(host).copied();
+        let address = address.ok_or_else(|| {
+            let why = format!("nothing is known of {host} here yet; ask again");
+            Refused(StatusCode::SERVICE_UNAVAILABLE, why)
+        })?;
+        Ok(self.member(address))
     }
 
     pub(crate) async fn on_store<T: Send + 'static>(

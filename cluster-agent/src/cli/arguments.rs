@@ -76,6 +76,11 @@ pub enum Verb {
         /// The guest; the beginning of its name is enough.
         guest: String,
     },
+    /// Have a guest's serial console on this terminal; control and ] leaves.
+    Console {
+        /// The guest; the beginning of its name is enough.
+        guest: String,
+    },
     /// Migrate a running guest to another host without stopping it.
     Migrate(MigrateArguments),
     /// Delete a stopped guest and its disks.

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::CommandFactory;
 use hyper::Method;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -13,6 +15,7 @@ use super::arguments::{Arguments, CreateArguments, HostVerb, Verb};
 use super::screen;
 use super::table::table;
 use crate::api::views::{ClusterView, CreateGuest, DiskFrom, Event, GuestView, StopGuest};
+use crate::console;
 use crate::drs;
 use crate::drs::plan::PlanError;
 use crate::http::client::{CallError, Client, Endpoint};
@@ -103,6 +106,7 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
         Verb::Pause { guest } => agent.guest_act(&guest, "pause", &()).await,
         Verb::Resume { guest } => agent.guest_act(&guest, "resume", &()).await,
         Verb::Reboot { guest } => agent.guest_act(&guest, "reboot", &()).await,
+        Verb::Console { guest } => console::cli::run(&agent, &guest).await,
         Verb::Migrate(arguments) => migration::cli::run(&agent, arguments).await,
         Verb::Delete { guest } => {
             agent
@@ -176,6 +180,15 @@ impl Agent {
         body: &(impl Serialize + Sync),
     ) -> Result<A, CliError> {
         Ok(self.client.call(method, path, Some(body)).await?)
+    }
+
+    /// Have a connection that carries bytes both ways.
+    pub async fn upgrade(
+        &self,
+        path: &str,
+        protocol: &'static str,
+    ) -> Result<TokioIo<Upgraded>, CliError> {
+        Ok(self.client.upgrade(path, protocol).await?)
     }
 
     /// The guest that is meant by the beginning of its name.

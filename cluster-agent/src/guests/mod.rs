@@ -54,6 +54,11 @@ impl Host {
         process::socket(&self.run_dir(guest))
     }
 
+    /// Where the serial console of `guest` is.
+    pub fn console_socket(&self, guest: &str) -> PathBuf {
+        process::console(&self.run_dir(guest))
+    }
+
     fn guests_dir(&self) -> PathBuf {
         self.keeper.host().run_dir().join("guests")
     }

@@ -31,6 +31,11 @@ pub fn socket(run_dir: &Path) -> PathBuf {
     run_dir.join("api.sock")
 }
 
+/// Where a guest's serial console is: its VMM serves several viewers there.
+pub fn console(run_dir: &Path) -> PathBuf {
+    run_dir.join("console.sock")
+}
+
 fn pid_file(run_dir: &Path) -> PathBuf {
     run_dir.join("vmm.pid")
 }
@@ -67,7 +72,7 @@ fn begin(mut command: Command, host: &Host, guest: &str, run_dir: &Path) -> io::
         .open(run_dir.join("vmm.log"))?;
     // A socket that a dead VMM left behind would look like an answer.
     remove_if_there(&socket(run_dir))?;
-    let console = format!("file={}", run_dir.join("console.log").display());
+    let console = format!("socket={}", console(run_dir).display());
     command
         .arg("--api-socket")
         .arg(socket(run_dir))

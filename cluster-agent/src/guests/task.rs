@@ -461,7 +461,7 @@ impl Task {
             }
         }
         // The log stays for who wants to know; the rest would only confuse a later agent.
-        for name in ["api.sock", "vmm.pid"] {
+        for name in ["api.sock", "console.sock", "vmm.pid"] {
             let _ = std::fs::remove_file(self.run_dir.join(name));
         }
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
+use hyper::upgrade::Upgraded;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
@@ -131,25 +132,17 @@ impl Client {
     ) -> Result<Bytes, CallError> {
         let work = async {
             let response = self.send(method, path, body).await?;
-            let status = response.status();
-            let bytes = Limited::new(response.into_body(), BODY_BYTES_MAX)
-                .collect()
-                .await
-                .map_err(|error| self.malformed(&error))?
-                .to_bytes();
-            if status.is_success() {
-                return Ok(bytes);
+            if !response.status().is_success() {
+                return Err(self.refusal(response).await);
             }
-            Err(refused(status, &bytes))
-        };
-        let timed_out = |_| CallError::TimedOut {
-            endpoint: self.endpoint.to_string(),
-            limit: self.limit,
+            let body = Limited::new(response.into_body(), BODY_BYTES_MAX).collect();
+            let body = body.await.map_err(|error| self.malformed(&error))?;
+            Ok(body.to_bytes())
         };
         // A call given up drops its connection with it, so that a late answer is nobody's.
         tokio::time::timeout(self.limit, work)
             .await
-            .map_err(timed_out)?
+            .map_err(|_| self.timed_out())?
     }
 
     /// Open a stream of server-sent events; its lines are the caller's to read.
@@ -160,13 +153,7 @@ impl Client {
         if response.status().is_success() {
             return Ok(response.into_body());
         }
-        let status = response.status();
-        let bytes = Limited::new(response.into_body(), BODY_BYTES_MAX)
-            .collect()
-            .await
-            .map_err(|error| self.malformed(&error))?
-            .to_bytes();
-        Err(refused(status, &bytes))
+        Err(self.refusal(response).await)
     }
 
     async fn send(
@@ -199,6 +186,39 @@ impl Client {
         Ok(response)
     }
 
+    /// A connection that carries bytes in both directions once the other side has agreed to
+    /// `protocol`. Nobody else uses it; it lasts as long as both want.
+    pub async fn upgrade(
+        &self,
+        path: &str,
+        protocol: &'static str,
+    ) -> Result<TokioIo<Upgraded>, CallError> {
+        let work = async {
+            let mut sender = self.connect().await.map_err(|e| self.unreachable(e))?;
+            let request = Request::builder()
+                .uri(path)
+                .header(header::HOST, MEMBER_NAME)
+                .header(header::CONNECTION, "upgrade")
+                .header(header::UPGRADE, protocol)
+                .body(Full::default())
+                .map_err(|error| self.malformed(&error))?;
+            let response = sender
+                .send_request(request)
+                .await
+                .map_err(|error| self.unreachable(io::Error::other(error)))?;
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                let upgraded = hyper::upgrade::on(response).await;
+                return upgraded
+                    .map(TokioIo::new)
+                    .map_err(|error| self.malformed(&error));
+            }
+            Err(self.refusal(response).await)
+        };
+        tokio::time::timeout(self.limit, work)
+            .await
+            .map_err(|_| self.timed_out())?
+    }
+
     async fn connect(&self) -> io::Result<SendRequest<Full<Bytes>>> {
         match &self.endpoint {
             Endpoint::Unix(path) => handshake(UnixStream::connect(path).await?).await,
@@ -209,6 +229,25 @@ impl Client {
                 let connector = TlsConnector::from(tls.clone());
                 handshake(connector.connect(name, socket).await?).await
             }
+        }
+    }
+
+    /// What an answer that is none says.
+    async fn refusal(&self, response: Response<Incoming>) -> CallError {
+        let status = response.status();
+        match Limited::new(response.into_body(), BODY_BYTES_MAX)
+            .collect()
+            .await
+        {
+            Ok(body) => refused(status, &body.to_bytes()),
+            Err(error) => self.malformed(&error),
+        }
+    }
+
+    fn timed_out(&self) -> CallError {
+        CallError::TimedOut {
+            endpoint: self.endpoint.to_string(),
+            limit: self.limit,
         }
     }
 
@@ -239,7 +278,7 @@ async fn handshake(
         .await
         .map_err(io::Error::other)?;
     // Ends with the connection; its errors reach the sender.
-    tokio::spawn(connection);
+    tokio::spawn(connection.with_upgrades());
     Ok(sender)
 }
 

@@ -1,7 +1,7 @@
 //! The thread at the front desk: console input, and the signals that end the process.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::Sender;
@@ -21,6 +21,8 @@ const ESCAPE: u8 = 0x1d;
 /// Signals that ask the process to end.
 const ENDING: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 const CHUNK_BYTES: usize = 64;
+/// Clients of a console socket at a time.
+const CLIENTS_MAX: usize = 8;
 const STACK_BYTES: usize = 128 << 10;
 
 /// Where input comes from.
@@ -33,7 +35,8 @@ pub enum Input {
     Listener {
         listener: UnixListener,
         sink: Arc<Mutex<ClientSink>>,
-        client: Option<UnixStream>,
+        /// In the order of the sink's.
+        clients: Vec<UnixStream>,
     },
 }
 
@@ -69,14 +72,18 @@ impl Front {
     /// Wait for something and deal with it. An error ends the thread: nobody listens.
     fn serve(&mut self) -> io::Result<()> {
         let room = self.room();
-        let source = self.source().filter(|_| room > 0);
         // SAFETY: `self.wake` is open and stays so for the whole call.
         let wake = unsafe { BorrowedFd::borrow_raw(self.wake.as_raw_fd()) };
         let mut fds = vec![
             PollFd::new(&self.signals, PollFlags::IN),
             PollFd::from_borrowed_fd(wake, PollFlags::IN),
         ];
-        fds.extend(source.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        let sources = self.sources(room > 0);
+        fds.extend(
+            sources
+                .into_iter()
+                .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)),
+        );
         match poll(&mut fds, None) {
             Err(rustix::io::Errno::INTR) => return Ok(()),
             other => other?,
@@ -90,10 +97,7 @@ impl Front {
         if ready[1] {
             let _ = self.wake.read();
         }
-        if ready.get(2) == Some(&true) {
-            self.read_input(room)?;
-        }
-        Ok(())
+        self.read_input(room, &ready[2..])
     }
 
     fn tell(&self, notice: Notice) -> io::Result<()> {
@@ -106,61 +110,97 @@ impl Front {
         plug.as_ref().map_or(0, SerialPort::room)
     }
 
-    fn source(&self) -> Option<BorrowedFd<'_>> {
+    /// What to wait for; what is typed has to wait while the guest has no room for it.
+    fn sources(&self, room: bool) -> Vec<BorrowedFd<'_>> {
         match &self.input {
-            Input::None => None,
-            Input::Stream { fd, .. } => Some(fd.as_fd()),
+            Input::Stream { fd, .. } if room => vec![fd.as_fd()],
+            Input::None | Input::Stream { .. } => vec![],
             Input::Listener {
-                client: Some(client),
-                ..
-            } => Some(client.as_fd()),
-            Input::Listener { listener, .. } => Some(listener.as_fd()),
+                listener, clients, ..
+            } => {
+                let typing = clients.iter().filter(|_| room).map(AsFd::as_fd);
+                std::iter::once(listener.as_fd()).chain(typing).collect()
+            }
         }
     }
 
-    fn read_input(&mut self, room: usize) -> io::Result<()> {
-        let mut chunk = [0; CHUNK_BYTES];
-        let chunk = &mut chunk[..room.min(CHUNK_BYTES)];
-        match &mut self.input {
-            Input::None => Ok(()),
-            Input::Stream { fd, is_terminal } => {
-                let is_terminal = *is_terminal;
-                let bytes = rustix::io::read(&*fd, &mut *chunk).unwrap_or(0);
-                if bytes == 0 {
-                    self.input = Input::None;
-                } else if is_terminal && chunk[..bytes].contains(&ESCAPE) {
-                    return self.tell(Notice::Off);
+    /// `ready` says which of the sources have something.
+    fn read_input(&mut self, room: usize, ready: &[bool]) -> io::Result<()> {
+        match &self.input {
+            Input::Stream { .. } if ready.first() == Some(&true) => self.read_stream(room),
+            Input::None | Input::Stream { .. } => Ok(()),
+            Input::Listener { .. } => {
+                // One client a turn, the latest first: who leaves moves nobody that is still
+                // to be asked, and the room is counted anew.
+                let typing = ready.iter().skip(1).rposition(|ready| *ready);
+                if let Some(client) = typing {
+                    self.read_client(room, client);
                 }
-                self.feed(&chunk[..bytes]);
-                Ok(())
-            }
-            Input::Listener {
-                listener,
-                sink,
-                client,
-            } => {
-                let mut sink = sink.lock().unwrap_or_else(PoisonError::into_inner);
-                let Some(reader) = client else {
-                    let (stream, _) = listener.accept()?;
-                    stream.set_nonblocking(true)?;
-                    sink.connect(stream.try_clone()?);
-                    *client = Some(stream);
-                    return Ok(());
-                };
-                let bytes = match reader.read(chunk) {
-                    Ok(bytes) if bytes > 0 => bytes,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                    _ => {
-                        *client = None;
-                        sink.disconnect();
-                        return Ok(());
-                    }
-                };
-                drop(sink);
-                self.feed(&chunk[..bytes]);
+                if ready.first() == Some(&true) {
+                    self.accept()?;
+                }
                 Ok(())
             }
         }
+    }
+
+    fn read_stream(&mut self, room: usize) -> io::Result<()> {
+        let Input::Stream { fd, is_terminal } = &self.input else {
+            return Ok(());
+        };
+        let mut chunk = [0; CHUNK_BYTES];
+        let chunk = &mut chunk[..room.min(CHUNK_BYTES)];
+        let is_terminal = *is_terminal;
+        let bytes = rustix::io::read(fd, &mut *chunk).unwrap_or(0);
+        if bytes == 0 {
+            self.input = Input::None;
+        } else if is_terminal && chunk[..bytes].contains(&ESCAPE) {
+            return self.tell(Notice::Off);
+        }
+        self.feed(&chunk[..bytes]);
+        Ok(())
+    }
+
+    fn read_client(&mut self, room: usize, client: usize) {
+        let Input::Listener { sink, clients, .. } = &mut self.input else {
+            return;
+        };
+        let mut chunk = [0; CHUNK_BYTES];
+        let chunk = &mut chunk[..room.min(CHUNK_BYTES)];
+        match clients[client].read(chunk) {
+            Ok(bytes) if bytes > 0 => self.feed(&chunk[..bytes]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            _ => {
+                clients.remove(client);
+                let mut sink = sink.lock().unwrap_or_else(PoisonError::into_inner);
+                sink.disconnect(client);
+            }
+        }
+    }
+
+    fn accept(&mut self) -> io::Result<()> {
+        let Input::Listener {
+            listener,
+            sink,
+            clients,
+        } = &mut self.input
+        else {
+            return Ok(());
+        };
+        let (mut stream, _) = listener.accept()?;
+        stream.set_nonblocking(true)?;
+        if clients.len() == CLIENTS_MAX {
+            // It has gone if it does not hear it.
+            let _ = writeln!(
+                stream,
+                "the console has {CLIENTS_MAX} viewers already; try again when one has left\r"
+            );
+            return Ok(());
+        }
+        let mut sink = sink.lock().unwrap_or_else(PoisonError::into_inner);
+        sink.connect(stream.try_clone()?);
+        clients.push(stream);
+        Ok(())
     }
 
     /// The chunk was cut to the room there is, and only this thread fills it.

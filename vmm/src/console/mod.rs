@@ -188,7 +188,7 @@ fn open(mode: &ConsoleMode) -> Result<Opened, ConsoleError> {
             let input = Input::Listener {
                 listener,
                 sink: sink.clone(),
-                client: None,
+                clients: Vec::new(),
             };
             Ok((sink, input, Made::Socket(path.clone())))
         }

@@ -24,22 +24,22 @@ impl Write for FileSink {
 /// Whoever is connected. A client that does not read loses output; it never stops the guest.
 #[derive(Default)]
 pub struct ClientSink {
-    client: Option<UnixStream>,
+    clients: Vec<UnixStream>,
     kept: VecDeque<u8>,
 }
 
 impl ClientSink {
-    /// Output goes to `client`, which must not block; first what it missed.
+    /// Output goes to `client` too, which must not block; first what it missed.
     pub fn connect(&mut self, mut client: UnixStream) {
         let kept = self.kept.make_contiguous();
         // What does not fit into the socket's buffer is lost.
         let _ = client.write(kept);
-        self.client = Some(client);
+        self.clients.push(client);
     }
 
-    /// The client has gone.
-    pub fn disconnect(&mut self) {
-        self.client = None;
+    /// A client has gone; they are counted in the order in which they came.
+    pub fn disconnect(&mut self, client: usize) {
+        self.clients.remove(client);
     }
 }
 
@@ -49,7 +49,7 @@ impl Write for ClientSink {
         self.kept.drain(..over.min(self.kept.len()));
         let tail = bytes.len().saturating_sub(KEPT_BYTES);
         self.kept.extend(&bytes[tail..]);
-        if let Some(client) = &mut self.client {
+        for client in &mut self.clients {
             let _ = client.write(bytes);
         }
         Ok(bytes.len())

@@ -386,8 +386,9 @@ impl Guest {
     pub fn save(&self) -> Result<MachineState, GuestError> {
         match &self.lock().phase {
             Phase::Paused(paused) => Ok(paused.save()?),
+            Phase::Built(built) => Ok(built.save()?),
             Phase::Gone => Err(GuestError::Gone),
-            Phase::Built(_) | Phase::Running(_) => Err(GuestError::NotPaused("save the guest")),
+            Phase::Running(_) => Err(GuestError::NotPaused("save the guest")),
         }
     }
 

@@ -13,7 +13,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm::lease::Verdict;
 use vmm::memory::{self, GuestMemory};
 use vmm::migration::stream::Security;
-use vmm::migration::target::{self, TargetGuest};
+use vmm::migration::target::{self, Listening, TargetGuest};
 use vmm::migration::wire::{self, Hello, Kind, Run, StateFrame};
 
 /// Far below the time in which a silent peer is given up.
@@ -32,6 +32,10 @@ impl TargetGuest for Fake {
     fn build(&mut self, _: &Hello) -> Result<Arc<GuestMemory>, String> {
         let memory = memory::map(16, false).map_err(|error| error.to_string())?;
         Ok(self.memory.insert(Arc::new(memory)).clone())
+    }
+
+    fn state_takes(&mut self, _: bool) -> Result<Duration, String> {
+        Ok(Duration::from_millis(1))
     }
 
     fn holder(&self) -> Option<Holder> {
@@ -54,6 +58,10 @@ impl TargetGuest for Fake {
     }
 
     fn announce(&mut self) {}
+
+    fn forget(&mut self) {
+        self.memory = None;
+    }
 }
 
 fn hello() -> Hello {
@@ -66,6 +74,7 @@ fn hello() -> Hello {
         connections: 1,
         token: TOKEN,
         verify: false,
+        dry_run: false,
     }
 }
 
@@ -76,7 +85,12 @@ fn against(source: impl FnOnce(SocketAddr) + Send + 'static) -> (Fake, bool) {
     let playing = thread::spawn(move || source(address));
     let mut guest = Fake::default();
     let began = Instant::now();
-    let received = target::receive(&listener, &Security::default(), &mut guest);
+    let listening = Listening {
+        listener: &listener,
+        security: &Security::default(),
+        until: None,
+    };
+    let received = target::receive(&listening, &mut guest);
     assert!(began.elapsed() < PROMPT, "{received:?}");
     playing.join().unwrap();
     (guest, received.is_ok())

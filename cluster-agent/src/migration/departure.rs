@@ -76,6 +76,7 @@ impl Departure {
             bandwidth_max: 0,
             verify: false,
             tls_dir: Some(self.host.identity.to_string_lossy().into_owned()),
+            dry_run: false,
         };
         let begun: Result<(), CallError> =
             vmm.call(Method::PUT, "/v1/migration", Some(&wish)).await;

@@ -7,6 +7,7 @@ extern crate alloc;
 pub mod compat;
 pub mod control;
 pub mod converge;
+pub mod forecast;
 pub mod lifecycle;
 pub mod mac;
 pub mod migration;

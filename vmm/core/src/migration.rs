@@ -1,5 +1,6 @@
 //! What is asked of a migration, what it says on its way, and what it comes to.
 
+use alloc::format;
 use alloc::string::String;
 
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,9 @@ pub struct Migrate {
     /// Directory with the certificates for mutual TLS; plain TCP without one.
     #[serde(default)]
     pub tls_dir: Option<String>,
+    /// Check and measure everything against the real target, and move nothing.
+    #[serde(default)]
+    pub dry_run: bool,
 }
 
 fn default_connections() -> u32 {
@@ -54,6 +58,8 @@ pub enum Phase {
     Done,
     /// It failed before the commit; the guest runs on here.
     Failed,
+    /// A dry run is over: the guest would fit there, and was not touched.
+    Rehearsed,
     /// The guest stands still here: whether the target has it could not be found out.
     Uncertain,
 }
@@ -77,6 +83,9 @@ pub struct Progress {
     pub predicted_blackout_us: u64,
     /// What it came to, when it is over.
     pub summary: Option<Summary>,
+    /// What a dry run foretells.
+    #[serde(default)]
+    pub forecast: Option<Forecast>,
     /// Why it failed.
     pub error: Option<String>,
 }
@@ -93,8 +102,59 @@ impl Progress {
             dirty_bytes: 0,
             predicted_blackout_us: 0,
             summary: None,
+            forecast: None,
             error: None,
         }
+    }
+}
+
+/// What a migration would come to, as a dry run measured it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forecast {
+    /// From the request to the guest running on the target, in microseconds.
+    pub total_us: u64,
+    /// For how long the guest would stand still, in microseconds.
+    pub blackout_us: u64,
+    /// The share of it that does not depend on memory: stopping, the machine's state, the
+    /// hand-over; in microseconds.
+    pub fixed_us: u64,
+    /// Bytes of memory that would travel.
+    pub sent_bytes: u64,
+    /// Rounds of pre-copy.
+    pub rounds: u32,
+    /// What the connections carried, in bytes per second.
+    pub link_rate: u64,
+    /// How fast the guest dirties memory that was clean, in bytes per second.
+    pub dirty_rate: u64,
+    /// Processors that dirty memory would be held back by so many per cent of their time.
+    pub held_back_percent: u8,
+    /// It would give up: the guest dirties memory faster than it can be sent.
+    pub gives_up: bool,
+}
+
+impl Forecast {
+    /// For people, in one line.
+    pub fn words(&self) -> String {
+        let tenths = |us: u64| (us / 1000, us % 1000 / 100);
+        let (blackout_ms, blackout_tenth) = tenths(self.blackout_us);
+        let (fixed_ms, fixed_tenth) = tenths(self.fixed_us);
+        let mut words = format!(
+            "it would take about {} ms: blackout {blackout_ms}.{blackout_tenth} ms (of which \
+             {fixed_ms}.{fixed_tenth} whatever the guest does), {} MiB in {} rounds; the link \
+             carries {} MiB/s, the guest dirties {} MiB/s",
+            self.total_us / 1000,
+            self.sent_bytes >> 20,
+            self.rounds,
+            self.link_rate >> 20,
+            self.dirty_rate >> 20,
+        );
+        if self.held_back_percent > 0 {
+            words.push_str(&format!(
+                "; processors that dirty memory would be held back by {} %",
+                self.held_back_percent
+            ));
+        }
+        words
     }
 }
 

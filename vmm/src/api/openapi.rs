@@ -82,15 +82,16 @@ fn schemas() -> Value {
     json!({
         "Migrate": { "type": "object", "required": ["to"], "properties": {
             "to": text, "connections": count, "bandwidth_max": count, "verify": { "type": "boolean" },
-            "tls_dir": { "type": ["string", "null"] },
+            "tls_dir": { "type": ["string", "null"] }, "dry_run": { "type": "boolean" },
             "goal": { "type": "object", "properties": {
                 "blackout_max_us": count, "accept_longer": { "type": "boolean" } } } } },
         "Progress": object(&json!({
             "phase": { "enum": ["handshake", "copying", "switch-over", "commit", "done", "failed",
-                "uncertain"] },
+                "rehearsed", "uncertain"] },
             "round": count, "sent_bytes": count, "left_bytes": count, "rate": count,
             "dirty_bytes": count, "predicted_blackout_us": count,
-            "summary": { "type": ["object", "null"] }, "error": { "type": ["string", "null"] }
+            "summary": { "type": ["object", "null"] },
+            "forecast": { "type": ["object", "null"] }, "error": { "type": ["string", "null"] }
         })),
         "State": { "enum": ["built", "running", "paused", "migrating", "moved"] },
         "Info": object(&json!({

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use vmm_core::converge::Goal;
-use vmm_core::migration::{CONNECTIONS_MAX, Migrate, Phase, Progress};
+use vmm_core::migration::{CONNECTIONS_MAX, Forecast, Migrate, Phase, Progress};
 
 use super::ctl::request;
 
@@ -40,6 +40,10 @@ pub struct Arguments {
     /// Directory with the certificates for mutual TLS; plain TCP without one.
     #[arg(long)]
     tls_dir: Option<PathBuf>,
+    /// Move nothing: check everything against the target, measure the link and how fast the
+    /// guest dirties its memory, and tell how long it would take.
+    #[arg(long)]
+    dry_run: bool,
     /// Print the summary as JSON.
     #[arg(long)]
     json: bool,
@@ -59,6 +63,7 @@ pub fn main(arguments: &Arguments) -> Result<(), String> {
             .tls_dir
             .as_ref()
             .map(|dir| dir.to_string_lossy().into_owned()),
+        dry_run: arguments.dry_run,
     };
     let body = serde_json::to_vec(&wish).map_err(|error| error.to_string())?;
     request(&arguments.api_socket, "PUT", PATH, Some(&body))?.body()?;
@@ -67,8 +72,12 @@ pub fn main(arguments: &Arguments) -> Result<(), String> {
     if let Some(error) = last.error {
         return Err(match last.phase {
             Phase::Uncertain => format!("{error}; the guest stands still on this host"),
+            _ if arguments.dry_run => format!("the guest cannot move there: {error}"),
             _ => format!("the guest stays on this host: {error}"),
         });
+    }
+    if let Some(forecast) = last.forecast {
+        return tell(&forecast, arguments.json);
     }
     let summary = last
         .summary
@@ -97,6 +106,23 @@ pub fn main(arguments: &Arguments) -> Result<(), String> {
     Ok(())
 }
 
+/// What a dry run foretells; an error when the guest would not move.
+fn tell(forecast: &Forecast, json: bool) -> Result<(), String> {
+    if json {
+        let json = serde_json::to_string(forecast).map_err(|error| error.to_string())?;
+        println!("{json}");
+    } else {
+        println!("{}", forecast.words());
+    }
+    if forecast.gives_up {
+        return Err(
+            "the guest would stay on this host: it dirties memory faster than it can be sent;              allow a longer blackout with --accept-longer, or try when it is less busy"
+                .to_owned(),
+        );
+    }
+    Ok(())
+}
+
 /// Until it is over.
 fn follow(arguments: &Arguments, shows: bool) -> Result<Progress, String> {
     loop {
@@ -108,7 +134,7 @@ fn follow(arguments: &Arguments, shows: bool) -> Result<Progress, String> {
         }
         if matches!(
             progress.phase,
-            Phase::Done | Phase::Failed | Phase::Uncertain
+            Phase::Done | Phase::Failed | Phase::Uncertain | Phase::Rehearsed
         ) {
             if shows {
                 eprintln!();
@@ -155,6 +181,7 @@ mod tests {
             dirty_bytes: 0,
             predicted_blackout_us: 0,
             summary: None,
+            forecast: None,
             error: None,
         };
         assert!(line(&progress).ends_with("5 MiB sent, 300 MiB to look at"));

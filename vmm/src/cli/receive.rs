@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use vmm_core::lifecycle::Ending;
@@ -15,7 +16,7 @@ use crate::error::one_line;
 use crate::lease::LeaseFlags;
 use crate::migration::arrival::Arrival;
 use crate::migration::stream::Security;
-use crate::migration::target;
+use crate::migration::target::{self, Listening, Received};
 
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -25,6 +26,12 @@ pub struct Arguments {
     /// Directory with the certificates for mutual TLS; plain TCP without one.
     #[arg(long)]
     tls_dir: Option<PathBuf>,
+    /// Give up when no guest came within so many seconds.
+    #[arg(long, value_name = "SECONDS")]
+    wait_max_s: Option<u64>,
+    /// End after a dry run, too, instead of waiting for the guest itself.
+    #[arg(long)]
+    once: bool,
     #[command(flatten)]
     doors: Doors,
     #[command(flatten)]
@@ -53,7 +60,26 @@ pub fn main(arguments: &Arguments) -> Result<Ending, String> {
         .transpose();
     let door = door.map_err(|error| one_line(&error))?;
     let mut arrival = Arrival::new(console, notices, citizen);
-    target::receive(&listener, &security, &mut arrival).map_err(|error| one_line(&error))?;
+    let wait_max = arguments.wait_max_s.map(Duration::from_secs);
+    let listening = Listening {
+        listener: &listener,
+        security: &security,
+        until: wait_max.map(|limit| Instant::now() + limit),
+    };
+    loop {
+        let came = target::receive(&listening, &mut arrival).map_err(|error| one_line(&error))?;
+        let Received::Rehearsal(went) = came else {
+            break;
+        };
+        let went = went.map_err(|error| format!("cannot take the guest: {}", one_line(&error)));
+        if arguments.once {
+            return went.map(|()| Ending::PoweredOff);
+        }
+        match went {
+            Ok(()) => eprintln!("vmm: a dry run: the guest fits here"),
+            Err(why) => eprintln!("vmm: a dry run: {why}"),
+        }
+    }
     let guest = arrival.into_guest().ok_or("no guest arrived")?;
     if let Some(door) = &door {
         door.serve(guest.clone())

@@ -64,6 +64,11 @@ impl Built {
         self.0.restore(state)?;
         Ok(Paused(self.0))
     }
+
+    /// Copy everything but memory.
+    pub fn save(&self) -> Result<MachineState, MachineError> {
+        self.0.save()
+    }
 }
 
 impl Running {

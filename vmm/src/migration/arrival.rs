@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::Kvm;
 use shared_storage::gate::{Gate, Shut};
@@ -152,6 +153,19 @@ impl TargetGuest for Arrival {
         Ok(memory)
     }
 
+    fn state_takes(&mut self, dry_run: bool) -> Result<Duration, String> {
+        let guest = self.guest()?;
+        let began = Instant::now();
+        let state = guest.save().map_err(|error| one_line(&error))?;
+        codec::encode(&state).map_err(|error| one_line(&error))?;
+        if dry_run {
+            guest.arrive(state).map_err(|error| one_line(&error))?;
+            return Ok(began.elapsed());
+        }
+        // Pouring it in takes about as long; the machine is still to be poured into.
+        Ok(began.elapsed() * 2)
+    }
+
     fn holder(&self) -> Option<Holder> {
         self.citizen.as_ref().map(Citizen::holder)
     }
@@ -185,6 +199,11 @@ impl TargetGuest for Arrival {
             .unhold(Hold::Migration)
             .map_err(|error| one_line(&error))?;
         Ok(())
+    }
+
+    fn forget(&mut self) {
+        self.guest = None;
+        self.attempt = None;
     }
 
     fn announce(&mut self) {

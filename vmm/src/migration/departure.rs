@@ -11,6 +11,7 @@ use storage_core::record::Holder;
 use vmm_core::migration::Migrate;
 
 use super::MigrationError;
+use super::session;
 use super::source::{self, Commit, Outcome, SourceGuest};
 use super::stream::Security;
 use super::throttle::Throttle;
@@ -83,7 +84,8 @@ impl Departures {
         wish: &Migrate,
         watch: &Watch,
     ) -> Result<Outcome, MigrationError> {
-        guest.set_migrating(true);
+        // A dry run is none of anybody's business.
+        guest.set_migrating(!wish.dry_run);
         let outcome = depart(guest, wish, watch);
         if let Err(error) = &outcome {
             watch.fail(error);
@@ -102,7 +104,7 @@ fn depart(guest: &Arc<Guest>, wish: &Migrate, watch: &Watch) -> Result<Outcome, 
     let since = guest.moment();
     let lease = guest.lease().and_then(|lease| lease.record());
     let attempt = random_token().map_err(|error| here(&error))?;
-    let moving = source::Guest {
+    let moving = session::Guest {
         log: guest.dirty_log().map_err(|error| here(&error))?,
         memory: guest.memory().clone(),
         hello: Hello {
@@ -116,6 +118,7 @@ fn depart(guest: &Arc<Guest>, wish: &Migrate, watch: &Watch) -> Result<Outcome, 
             connections: wish.connections,
             token: attempt,
             verify: wish.verify,
+            dry_run: wish.dry_run,
         },
     };
     let mut driver = Driver {
@@ -133,7 +136,7 @@ fn depart(guest: &Arc<Guest>, wish: &Migrate, watch: &Watch) -> Result<Outcome, 
         }
         Outcome::Lost(why) => Some(Notice::LeaseLost(why.clone())),
         Outcome::Stopped(_) => None,
-        Outcome::Stayed(_) => return Ok(outcome),
+        Outcome::Stayed(_) | Outcome::Rehearsed(_) => return Ok(outcome),
     };
     if let Some(ending) = ending {
         // Nobody listens only when the process ends anyway.

@@ -77,6 +77,18 @@ impl Tracker {
         slots.map(|slot| Ok(bytes_marked(&self.fetch(slot)?))).sum()
     }
 
+    /// How many bytes of the pages marked in `watched` the guest has dirtied.
+    pub fn dirty_bytes_among(&self, watched: &[SlotBitmap]) -> Result<u64, KvmError> {
+        let slots = watched.iter().map(|bitmap| {
+            let mut words = self.fetch(bitmap.slot)?;
+            for (word, watched) in words.iter_mut().zip(&bitmap.words) {
+                *word &= watched;
+            }
+            Ok(bytes_marked(&words))
+        });
+        slots.sum()
+    }
+
     /// Write-protect the pages that `words` marks, from the `first_word`-th of the bitmap on:
     /// writing to them is logged anew.
     pub fn clear(

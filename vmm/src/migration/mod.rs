@@ -16,6 +16,8 @@
 //!                               ◄──       Running
 //! ```
 //!
+//! A dry run ends after some rounds of memory, with Abort, and the target forgets the guest.
+//!
 //! Before the commit any failure means that the source goes on as if nothing had been. After
 //! it the source never runs the guest again. If the outcome of the commit is unknown, the
 //! lease alone decides.
@@ -26,7 +28,9 @@ pub mod dirty;
 mod fault;
 pub mod lifeline;
 pub mod pages;
+mod rehearsal;
 mod round;
+pub mod session;
 pub mod source;
 pub mod stream;
 pub mod target;

@@ -18,7 +18,7 @@ use crate::kvm::PAGES_PER_WORD;
 use crate::memory::GuestMemory;
 
 /// Memory is handed to the connections in pieces of so many words of the dirty bitmap.
-const CHUNK_WORDS: usize = 8;
+pub const CHUNK_WORDS: usize = 8;
 /// So few bytes are on their way sooner than more threads would be at work.
 const ALONE_BYTES_MAX: u64 = 4 << 20;
 

@@ -6,24 +6,21 @@
 //!       └────────────┴────────────┴────────────┴──────► Failed (runs on here)
 //! ```
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use storage_core::record::Holder;
 use vmm_core::converge::{Converge, Decision, Round};
-use vmm_core::migration::{CONNECTIONS_MAX, Migrate, Phase, Summary};
+use vmm_core::migration::{Forecast, Migrate, Phase, Summary};
 
-use super::MigrationError;
-use super::dirty::{SlotBitmap, Tracker};
+use super::dirty::SlotBitmap;
 use super::pages::{self, Touched};
-use super::round::Sending;
-use super::stream::{Security, Stream};
+use super::session::{Guest, Session};
+use super::stream::Security;
 use super::watch::Watch;
-use super::wire::{self, Accept, Hello, Kind, Ready, Running, StateFrame};
-use crate::kvm::DirtyLog;
-use crate::memory::GuestMemory;
+use super::wire::{Kind, Ready, Running, StateFrame};
+use super::{MigrationError, rehearsal};
 
 /// From stopping the guest to the commit, the other side must not take longer than this or
 /// than some times what was predicted, whichever is more ...
@@ -74,22 +71,14 @@ pub trait SourceGuest: Send {
 pub enum Outcome {
     /// The guest runs on the target; the source must end.
     Moved(Summary),
+    /// It was a dry run, and all is as before.
+    Rehearsed(Forecast),
     /// The guest runs on here.
     Stayed(MigrationError),
     /// The guest stands still here and must not run before somebody found out where it is.
     Stopped(MigrationError),
     /// Another host has the guest; the source must end.
     Lost(String),
-}
-
-/// What moves.
-pub struct Guest {
-    /// Its dirty log.
-    pub log: DirtyLog,
-    /// Its memory.
-    pub memory: Arc<GuestMemory>,
-    /// The offer; token and connections are filled in here.
-    pub hello: Hello,
 }
 
 /// Move the guest as `wish` says.
@@ -100,15 +89,16 @@ pub fn migrate(
     driver: &mut dyn SourceGuest,
     watch: &Watch,
 ) -> Outcome {
+    let began = Instant::now();
     let outcome = thread::scope(|scope| {
         let guard = thread::Builder::new().name("migration-guard".into());
         let guarded = guard.spawn_scoped(scope, || watch.lifeline.guard());
         let outcome = guarded
             .map_err(|error| MigrationError::Here(format!("cannot start a thread: {error}")))
-            .and_then(|_| Source::connect(wish, security, guest, watch))
+            .and_then(|_| Session::connect(wish, security, guest, watch))
             .map_or_else(
                 |error| Outcome::Stayed(watch.lifeline.blame(error)),
-                |mut source| source.run(driver),
+                |session| proceed(wish, watch, session, began, driver),
             );
         watch.lifeline.finish();
         outcome
@@ -117,6 +107,10 @@ pub fn migrate(
         Outcome::Moved(summary) => {
             progress.phase = Phase::Done;
             progress.summary = Some(summary.clone());
+        }
+        Outcome::Rehearsed(forecast) => {
+            progress.phase = Phase::Rehearsed;
+            progress.forecast = Some(forecast.clone());
         }
         Outcome::Stayed(error) => {
             progress.phase = Phase::Failed;
@@ -134,67 +128,45 @@ pub fn migrate(
     outcome
 }
 
+/// Both sides agree that it fits.
+fn proceed(
+    wish: &Migrate,
+    watch: &Watch,
+    mut session: Session<'_>,
+    began: Instant,
+    driver: &mut dyn SourceGuest,
+) -> Outcome {
+    if wish.dry_run {
+        return match rehearsal::rehearse(&mut session, began) {
+            Ok(forecast) => Outcome::Rehearsed(forecast),
+            Err(error) => Outcome::Stayed(watch.lifeline.blame(error)),
+        };
+    }
+    let mut source = Source {
+        wish,
+        watch,
+        began,
+        session,
+        converge: Converge::new(wish.goal, None),
+    };
+    source.run(driver)
+}
+
 struct Source<'a> {
     wish: &'a Migrate,
     watch: &'a Watch,
     began: Instant,
-    memory: Arc<GuestMemory>,
-    tracker: Tracker,
-    control: Stream,
-    data: Vec<Stream>,
-    holder: Option<Holder>,
+    session: Session<'a>,
     converge: Converge,
-    round: u32,
 }
 
-impl<'a> Source<'a> {
-    fn connect(
-        wish: &'a Migrate,
-        security: &Security,
-        guest: Guest,
-        watch: &'a Watch,
-    ) -> Result<Self, MigrationError> {
-        let began = Instant::now();
-        let connections = wish.connections.clamp(1, CONNECTIONS_MAX);
-        let hello = Hello {
-            connections,
-            verify: wish.verify,
-            ..guest.hello
-        };
-        let lifeline = &watch.lifeline;
-        let mut control = security
-            .connect(&wish.to, lifeline)
-            .map_err(MigrationError::connection("connect to", &wish.to))?;
-        let lost = || MigrationError::connection("talk to", &wish.to);
-        control.trust().map_err(lost())?;
-        wire::send(&mut control, Kind::Hello, 0, &hello).map_err(lost())?;
-        let accept: Accept = expect(&mut control, Kind::Accept, &wish.to)?;
-        let mut data = Vec::new();
-        for _ in 0..connections {
-            let mut stream = security.connect(&wish.to, lifeline).map_err(lost())?;
-            wire::send(&mut stream, Kind::Join, 0, &hello.token).map_err(lost())?;
-            data.push(stream);
-        }
-        Ok(Self {
-            wish,
-            watch,
-            began,
-            tracker: Tracker::start(guest.log, guest.memory.clone())?,
-            memory: guest.memory,
-            control,
-            data,
-            holder: accept.holder,
-            converge: Converge::new(wish.goal, None),
-            round: 0,
-        })
-    }
-
+impl Source<'_> {
     fn run(&mut self, driver: &mut dyn SourceGuest) -> Outcome {
         let predicted_us = match self.copy(driver) {
             Ok(predicted_us) => predicted_us,
             Err(error) => {
                 let error = self.watch.lifeline.blame(error);
-                self.abort(&error);
+                self.session.abort(&error.to_string());
                 return Outcome::Stayed(error);
             }
         };
@@ -229,7 +201,7 @@ impl<'a> Source<'a> {
         done: impl FnOnce(&mut Self, u64) -> Outcome,
     ) -> Outcome {
         self.watch.update(|progress| progress.phase = Phase::Commit);
-        let mut commit = driver.commit(self.holder.clone());
+        let mut commit = driver.commit(self.session.accept.holder.clone());
         loop {
             match commit {
                 Commit::Done(epoch) => return done(self, epoch),
@@ -259,13 +231,14 @@ impl<'a> Source<'a> {
             let before = Instant::now();
             let faults_before = driver.faults();
             let sent_before = self.watch.sent_bytes.load(Ordering::Relaxed);
-            let dirty = self.tracker.collect()?;
-            let first = self.round == 0;
-            self.round += 1;
-            self.send_round(&dirty, touched.as_ref().filter(|_| first), true)?;
-            self.hear_round_done()?;
+            let dirty = self.session.tracker.collect()?;
+            let first = self.session.round == 0;
+            self.session.begin_round();
+            self.session
+                .send_round(&dirty, touched.as_ref().filter(|_| first), true)?;
+            self.session.hear_round_done()?;
             self.watch.lifeline.check()?;
-            let left = self.tracker.dirty_bytes()?;
+            let left = self.session.tracker.dirty_bytes()?;
             let round = Round {
                 sent_bytes: self.watch.sent_bytes.load(Ordering::Relaxed) - sent_before,
                 took_us: before.elapsed().as_micros() as u64,
@@ -294,25 +267,25 @@ impl<'a> Source<'a> {
     /// Stop the guest and send the rest. On return the target is ready to run it.
     fn switch_over(&mut self, driver: &mut dyn SourceGuest) -> Result<Ready, MigrationError> {
         driver.stop().map_err(MigrationError::Here)?;
-        let dirty = self.tracker.collect()?;
-        self.round += 1;
+        let dirty = self.session.tracker.collect()?;
+        self.session.begin_round();
         // Memory stands still: it travels while the processors' state is being copied, unless
         // there is so little that a thread would take longer.
         let left: u64 = dirty.iter().map(SlotBitmap::dirty_bytes).sum();
         let machine = if left <= SEQUENTIAL_BYTES_MAX {
-            self.send_round(&dirty, None, false)?;
+            self.session.send_round(&dirty, None, false)?;
             driver.save().map_err(MigrationError::Here)
         } else {
             self.send_and_save(driver, &dirty)
         }?;
-        let memory_hash = self.wish.verify.then(|| pages::hash(&self.memory));
+        let memory_hash = self.wish.verify.then(|| pages::hash(&self.session.memory));
         let state = StateFrame {
             machine,
             memory_hash,
         };
-        self.tell(Kind::State, &state)?;
-        self.hear_round_done()?;
-        expect(&mut self.control, Kind::Ready, &self.wish.to)
+        self.session.tell(Kind::State, &state)?;
+        self.session.hear_round_done()?;
+        self.session.expect(Kind::Ready)
     }
 
     fn send_and_save(
@@ -322,7 +295,7 @@ impl<'a> Source<'a> {
     ) -> Result<Vec<u8>, MigrationError> {
         thread::scope(|scope| {
             let saving = scope.spawn(|| driver.save());
-            let sent = self.send_round(dirty, None, false);
+            let sent = self.session.send_round(dirty, None, false);
             let died = || Err("the thread that saves it has died".to_owned());
             let machine = saving.join().unwrap_or_else(|_| died());
             sent.and_then(|()| machine.map_err(MigrationError::Here))
@@ -339,9 +312,8 @@ impl<'a> Source<'a> {
     ) -> Outcome {
         // Before it is told, so that the target's time lies within ours.
         let committed = Instant::now();
-        let told = self.tell(Kind::Commit, &epoch);
-        let runs =
-            told.and_then(|()| expect::<Running>(&mut self.control, Kind::Running, &self.wish.to));
+        let told = self.session.tell(Kind::Commit, &epoch);
+        let runs = told.and_then(|()| self.session.expect::<Running>(Kind::Running));
         let after_us = committed.elapsed().as_micros() as u64;
         let guest_after_us = match runs {
             // The way of the commit there; the other half is the answer's way back.
@@ -357,85 +329,19 @@ impl<'a> Source<'a> {
             predicted_blackout_us: predicted_us,
             sent_bytes: self.watch.sent_bytes.load(Ordering::Relaxed),
             skipped_bytes: self.watch.skipped_bytes.load(Ordering::Relaxed),
-            rounds: self.round,
+            rounds: self.session.round,
             verified: ready.verified,
             guest_blackout_us: guest_us,
         })
     }
 
-    /// Send all dirty pages over all connections. The target's confirmation is still to come.
-    fn send_round(
-        &mut self,
-        dirty: &[SlotBitmap],
-        touched: Option<&Touched>,
-        goes_on: bool,
-    ) -> Result<(), MigrationError> {
-        let bytes = dirty.iter().map(SlotBitmap::dirty_bytes).sum();
-        self.watch.begin_round(self.round, bytes);
-        let sending = Sending {
-            number: self.round,
-            dirty,
-            touched,
-            goes_on,
-            tracker: &self.tracker,
-            memory: &self.memory,
-            watch: self.watch,
-            bandwidth_max: self.wish.bandwidth_max,
-            to: &self.wish.to,
-        };
-        sending.send(&mut self.data)?;
-        let round = self.round;
-        self.tell(Kind::Round, &round)
-    }
-
-    /// The target has all of the round.
-    fn hear_round_done(&mut self) -> Result<(), MigrationError> {
-        let done: u32 = expect(&mut self.control, Kind::RoundDone, &self.wish.to)?;
-        if done != self.round {
-            let why = format!("it confirms round {done} instead of {}", self.round);
-            return Err(MigrationError::Protocol(why));
-        }
-        Ok(())
-    }
-
-    fn tell<T: serde::Serialize>(&mut self, kind: Kind, payload: &T) -> Result<(), MigrationError> {
-        wire::send(&mut self.control, kind, self.round, payload)
-            .map_err(MigrationError::connection("talk to", &self.wish.to))
-    }
-
     /// The guest goes on here; before anything else, because it stands still.
     fn go_on(&mut self, driver: &mut dyn SourceGuest, error: MigrationError) -> Outcome {
         let resumed = driver.go_on();
-        self.abort(&error);
+        self.session.abort(&error.to_string());
         match resumed {
             Ok(()) => Outcome::Stayed(error),
             Err(why) => Outcome::Stopped(MigrationError::Here(format!("{error}; and then: {why}"))),
         }
     }
-
-    fn abort(&mut self, error: &MigrationError) {
-        // It may be the connection that failed; closing it says the same.
-        let _ = wire::send(&mut self.control, Kind::Abort, 0, &error.to_string());
-    }
-}
-
-/// Read the control frame that must come now.
-fn expect<T: serde::de::DeserializeOwned>(
-    control: &mut Stream,
-    kind: Kind,
-    peer: &str,
-) -> Result<T, MigrationError> {
-    let (header, payload) =
-        wire::receive(control).map_err(MigrationError::connection("hear from", &peer))?;
-    let decoded = |error: std::io::Error| MigrationError::Protocol(error.to_string());
-    if header.kind == Kind::Refuse {
-        return Err(MigrationError::Refused(
-            wire::decode(&payload).map_err(decoded)?,
-        ));
-    }
-    if header.kind != kind {
-        let why = format!("{:?} came where {kind:?} was due", header.kind);
-        return Err(MigrationError::Protocol(why));
-    }
-    wire::decode(&payload).map_err(decoded)
 }

@@ -38,6 +38,9 @@ const VERDICT_LIMIT: Duration = Duration::from_mins(10);
 pub trait TargetGuest {
     /// Check the offer and build the whole machine; returns its memory.
     fn build(&mut self, hello: &Hello) -> Result<Arc<GuestMemory>, String>;
+    /// How long copying the state of such a machine and pouring it in takes; after a `dry_run`
+    /// the machine is thrown away.
+    fn state_takes(&mut self, dry_run: bool) -> Result<Duration, String>;
     /// Who would hold the lease here; none without a datastore.
     fn holder(&self) -> Option<Holder>;
     /// Pour in the machine's state. Whatever can fail is done now.
@@ -48,17 +51,56 @@ pub trait TargetGuest {
     fn run(&mut self) -> Result<(), String>;
     /// It runs: let the network know where.
     fn announce(&mut self);
+    /// Nothing will come of it: let go of everything that was built.
+    fn forget(&mut self);
 }
 
-/// Take in one guest from whoever connects to `listener`.
+/// Where a guest is waited for.
+pub struct Listening<'a> {
+    /// Here.
+    pub listener: &'a TcpListener,
+    /// From these.
+    pub security: &'a Security,
+    /// Until then; for ever without.
+    pub until: Option<Instant>,
+}
+
+/// What came.
+#[derive(Debug)]
+pub enum Received {
+    /// The guest runs here.
+    Guest,
+    /// A dry run, which went like this; the guest is as if nothing had been.
+    Rehearsal(Result<(), MigrationError>),
+}
+
+/// Take in one guest from whoever connects.
 pub fn receive(
-    listener: &TcpListener,
-    security: &Security,
+    listening: &Listening<'_>,
+    guest: &mut dyn TargetGuest,
+) -> Result<Received, MigrationError> {
+    let (control, hello) = take_offer(listening)?;
+    let came = welcome(listening, control, &hello, guest);
+    if hello.dry_run {
+        guest.forget();
+        return Ok(Received::Rehearsal(came));
+    }
+    came.map(|()| Received::Guest)
+}
+
+/// Do for this source what there is to do.
+fn welcome(
+    listening: &Listening<'_>,
+    mut control: Stream,
+    hello: &Hello,
     guest: &mut dyn TargetGuest,
 ) -> Result<(), MigrationError> {
-    let (mut control, hello) = take_offer(listener, security)?;
-    let memory = match guest.build(&hello) {
-        Ok(memory) => memory,
+    let built = guest.build(hello).and_then(|memory| {
+        let state_takes = guest.state_takes(hello.dry_run)?;
+        Ok((memory, state_takes))
+    });
+    let (memory, state_takes) = match built {
+        Ok(built) => built,
         Err(why) => {
             let _ = wire::send(&mut control, Kind::Refuse, 0, &why);
             return Err(MigrationError::Here(why));
@@ -66,9 +108,10 @@ pub fn receive(
     };
     let accept = Accept {
         holder: guest.holder(),
+        state_us: state_takes.as_micros() as u64,
     };
     tell(&mut control, Kind::Accept, &accept)?;
-    let data = join_all(listener, security, &hello, &control)?;
+    let data = join_all(listening, hello, &control)?;
     // Waiting threads wake up when their sockets are closed, however this ends.
     let closers = Closers(
         data.iter()
@@ -90,7 +133,7 @@ pub fn receive(
             ended,
             guest,
         }
-        .run(&hello);
+        .run(hello);
         drop(closers);
         received
     })
@@ -109,13 +152,20 @@ impl Drop for Closers {
 
 /// A connection that says nothing sensible is dropped, and the next one listened to.
 fn take_offer(
-    listener: &TcpListener,
-    security: &Security,
+    Listening {
+        listener,
+        security,
+        until,
+    }: &Listening<'_>,
 ) -> Result<(Stream, Hello), MigrationError> {
+    let failed = || MigrationError::connection("accept", &"a connection");
+    listener.set_nonblocking(true).map_err(failed())?;
     loop {
-        let (socket, peer) = listener
-            .accept()
-            .map_err(MigrationError::connection("accept", &"a connection"))?;
+        wait_for_first_caller(listener, *until).map_err(failed())?;
+        let (socket, peer) = match listener.accept() {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
+            other => other.map_err(failed())?,
+        };
         match read_offer(socket, security) {
             Ok(offer) => return Ok(offer),
             Err(error) => tracing::warn!(%peer, %error, "refused a connection"),
@@ -147,8 +197,9 @@ fn read_offer(socket: TcpStream, security: &Security) -> std::io::Result<(Stream
 }
 
 fn join_all(
-    listener: &TcpListener,
-    security: &Security,
+    Listening {
+        listener, security, ..
+    }: &Listening<'_>,
     hello: &Hello,
     control: &Stream,
 ) -> Result<Vec<Stream>, MigrationError> {
@@ -156,8 +207,6 @@ fn join_all(
     let give_up = Instant::now() + JOIN_LIMIT;
     let mut data = Vec::new();
     let failed = || MigrationError::connection("accept", &"a connection");
-    // The source may die before it connects again.
-    listener.set_nonblocking(true).map_err(failed())?;
     while data.len() < wanted {
         if Instant::now() > give_up {
             let why = format!("{} of {wanted} data connections came", data.len());
@@ -175,6 +224,21 @@ fn join_all(
         }
     }
     Ok(data)
+}
+
+/// Until somebody calls; an error when it is too late for that.
+fn wait_for_first_caller(listener: &TcpListener, until: Option<Instant>) -> std::io::Result<()> {
+    let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+    let left = left.map(Timespec::try_from).transpose();
+    let left = left.map_err(std::io::Error::other)?;
+    match poll(&mut [PollFd::new(listener, PollFlags::IN)], left.as_ref()) {
+        Ok(0) => Err(std::io::Error::new(
+            std::io::ErrorKind::TimedOut,
+            "no guest came in time",
+        )),
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Until somebody calls or it is time to give up; an error when the source hangs up.
@@ -273,13 +337,16 @@ impl Target<'_> {
             let (header, payload) = self.hear()?;
             match header.kind {
                 Kind::Round => self.finish_round(header.round)?,
-                Kind::State => {
+                Kind::State if !hello.dry_run => {
                     let state = wire::decode::<StateFrame>(&payload)
                         .map_err(|error| MigrationError::Protocol(error.to_string()))?;
                     self.take_state(hello, &state)?;
                     return self.take_over(hello);
                 }
                 Kind::Abort => {
+                    if hello.dry_run {
+                        return Ok(());
+                    }
                     let why = wire::decode::<String>(&payload).unwrap_or_default();
                     return Err(MigrationError::Refused(why));
                 }

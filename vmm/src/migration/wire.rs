@@ -100,6 +100,8 @@ pub struct Hello {
     pub token: Token,
     /// Memory will be compared.
     pub verify: bool,
+    /// Nothing will move: the source wants to know whether it fits, and how fast it would be.
+    pub dry_run: bool,
 }
 
 /// The target's answer.
@@ -107,6 +109,8 @@ pub struct Hello {
 pub struct Accept {
     /// Who gets the lease; none without a datastore.
     pub holder: Option<Holder>,
+    /// How long copying a machine's state and pouring it in takes here, in microseconds.
+    pub state_us: u64,
 }
 
 /// The source's state.
@@ -308,11 +312,15 @@ mod tests {
 
     #[test]
     fn what_is_sent_is_received() {
+        let accept = Accept {
+            holder: None,
+            state_us: 1500,
+        };
         let mut bytes = Vec::new();
-        send(&mut bytes, Kind::Accept, 7, &Accept { holder: None }).unwrap();
+        send(&mut bytes, Kind::Accept, 7, &accept).unwrap();
         let (header, payload) = receive(&mut &bytes[..]).unwrap();
         assert_eq!((header.kind, header.round), (Kind::Accept, 7));
-        assert_eq!(decode::<Accept>(&payload).unwrap(), Accept { holder: None });
+        assert_eq!(decode::<Accept>(&payload).unwrap(), accept);
     }
 
     #[test]

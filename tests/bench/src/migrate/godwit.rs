@@ -48,6 +48,7 @@ pub fn run(vmm: &Path, connections: u32, kernel: &Path, case: &Case) -> Result<M
         bandwidth_max: 0,
         verify: false,
         tls_dir: None,
+        dry_run: false,
     };
     let body = serde_json::to_vec(&wish).map_err(|error| error.to_string())?;
     let cpu_before_s = cpu_s()?;

@@ -1,0 +1,168 @@
+//! The source's connections to one target, and the rounds of memory that go over them.
+
+use std::sync::Arc;
+
+use vmm_core::migration::{CONNECTIONS_MAX, Migrate};
+
+use super::MigrationError;
+use super::dirty::{SlotBitmap, Tracker};
+use super::pages::Touched;
+use super::round::Sending;
+use super::stream::{Security, Stream};
+use super::watch::Watch;
+use super::wire::{self, Accept, Hello, Kind};
+use crate::kvm::DirtyLog;
+use crate::memory::GuestMemory;
+
+/// What moves.
+pub struct Guest {
+    /// Its dirty log.
+    pub log: DirtyLog,
+    /// Its memory.
+    pub memory: Arc<GuestMemory>,
+    /// The offer; token and connections are filled in here.
+    pub hello: Hello,
+}
+
+/// Both sides have agreed, and every connection is there.
+pub struct Session<'a> {
+    wish: &'a Migrate,
+    pub(super) watch: &'a Watch,
+    pub(super) memory: Arc<GuestMemory>,
+    pub(super) tracker: Tracker,
+    control: Stream,
+    data: Vec<Stream>,
+    /// What the target has agreed to.
+    pub(super) accept: Accept,
+    /// Rounds begun.
+    pub(super) round: u32,
+}
+
+impl<'a> Session<'a> {
+    pub(super) fn connect(
+        wish: &'a Migrate,
+        security: &Security,
+        guest: Guest,
+        watch: &'a Watch,
+    ) -> Result<Self, MigrationError> {
+        let connections = wish.connections.clamp(1, CONNECTIONS_MAX);
+        let hello = Hello {
+            connections,
+            verify: wish.verify,
+            dry_run: wish.dry_run,
+            ..guest.hello
+        };
+        let lifeline = &watch.lifeline;
+        let mut control = security
+            .connect(&wish.to, lifeline)
+            .map_err(MigrationError::connection("connect to", &wish.to))?;
+        let lost = || MigrationError::connection("talk to", &wish.to);
+        control.trust().map_err(lost())?;
+        wire::send(&mut control, Kind::Hello, 0, &hello).map_err(lost())?;
+        let accept: Accept = expect(&mut control, Kind::Accept, &wish.to)?;
+        let mut data = Vec::new();
+        for _ in 0..connections {
+            let mut stream = security.connect(&wish.to, lifeline).map_err(lost())?;
+            wire::send(&mut stream, Kind::Join, 0, &hello.token).map_err(lost())?;
+            data.push(stream);
+        }
+        Ok(Self {
+            wish,
+            watch,
+            tracker: Tracker::start(guest.log, guest.memory.clone())?,
+            memory: guest.memory,
+            control,
+            data,
+            accept,
+            round: 0,
+        })
+    }
+
+    /// The next round has the next number.
+    pub(super) fn begin_round(&mut self) {
+        self.round += 1;
+    }
+
+    /// What was asked for.
+    pub(super) fn wish(&self) -> &'a Migrate {
+        self.wish
+    }
+
+    /// Send all dirty pages over all connections. The target's confirmation is still to come.
+    pub(super) fn send_round(
+        &mut self,
+        dirty: &[SlotBitmap],
+        touched: Option<&Touched>,
+        goes_on: bool,
+    ) -> Result<(), MigrationError> {
+        let bytes = dirty.iter().map(SlotBitmap::dirty_bytes).sum();
+        self.watch.begin_round(self.round, bytes);
+        let sending = Sending {
+            number: self.round,
+            dirty,
+            touched,
+            goes_on,
+            tracker: &self.tracker,
+            memory: &self.memory,
+            watch: self.watch,
+            bandwidth_max: self.wish.bandwidth_max,
+            to: &self.wish.to,
+        };
+        sending.send(&mut self.data)?;
+        let round = self.round;
+        self.tell(Kind::Round, &round)
+    }
+
+    /// The target has all of the round.
+    pub(super) fn hear_round_done(&mut self) -> Result<(), MigrationError> {
+        let done: u32 = self.expect(Kind::RoundDone)?;
+        if done != self.round {
+            let why = format!("it confirms round {done} instead of {}", self.round);
+            return Err(MigrationError::Protocol(why));
+        }
+        Ok(())
+    }
+
+    pub(super) fn tell<T: serde::Serialize>(
+        &mut self,
+        kind: Kind,
+        payload: &T,
+    ) -> Result<(), MigrationError> {
+        wire::send(&mut self.control, kind, self.round, payload)
+            .map_err(MigrationError::connection("talk to", &self.wish.to))
+    }
+
+    /// Read the control frame that must come now.
+    pub(super) fn expect<T: serde::de::DeserializeOwned>(
+        &mut self,
+        kind: Kind,
+    ) -> Result<T, MigrationError> {
+        expect(&mut self.control, kind, &self.wish.to)
+    }
+
+    /// Tell the target that nothing will come of it.
+    pub(super) fn abort(&mut self, why: &str) {
+        // It may be the connection that failed; closing it says the same.
+        let _ = wire::send(&mut self.control, Kind::Abort, 0, &why.to_owned());
+    }
+}
+
+fn expect<T: serde::de::DeserializeOwned>(
+    control: &mut Stream,
+    kind: Kind,
+    peer: &str,
+) -> Result<T, MigrationError> {
+    let (header, payload) =
+        wire::receive(control).map_err(MigrationError::connection("hear from", &peer))?;
+    let decoded = |error: std::io::Error| MigrationError::Protocol(error.to_string());
+    if header.kind == Kind::Refuse {
+        return Err(MigrationError::Refused(
+            wire::decode(&payload).map_err(decoded)?,
+        ));
+    }
+    if header.kind != kind {
+        let why = format!("{:?} came where {kind:?} was due", header.kind);
+        return Err(MigrationError::Protocol(why));
+    }
+    wire::decode(&payload).map_err(decoded)
+}

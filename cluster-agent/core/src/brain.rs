@@ -175,6 +175,15 @@ impl Brain {
         Ok((one, number, actions))
     }
 
+    /// On the leader: which migration [`Brain::migrate`] would order.
+    pub fn would_migrate(
+        &self,
+        guest: &GuestId,
+        to: Option<&HostId>,
+    ) -> Option<Result<Move, String>> {
+        Some(self.leading.as_ref()?.choose_move(guest, to))
+    }
+
     /// May this guest come to this host by live migration?
     pub fn may_arrive(&self, guest: &GuestId) -> Result<(), String> {
         let inventory = self.inventory.as_ref();

@@ -52,6 +52,9 @@ pub fn spawn(host: &Host, guest: &str, run_dir: &Path) -> io::Result<Vmm> {
     begin(command, host, guest, run_dir)
 }
 
+/// A source that has not called by then will not come.
+const SOURCE_WAIT_MAX_S: &str = "60";
+
 /// Start a VMM that waits for `guest` to come by live migration.
 pub fn spawn_receiver(host: &Host, guest: &str, run_dir: &Path) -> io::Result<Vmm> {
     let mut command = Command::new(&host.vmm);
@@ -60,7 +63,8 @@ pub fn spawn_receiver(host: &Host, guest: &str, run_dir: &Path) -> io::Result<Vm
         .arg("--listen")
         .arg(SocketAddr::new(host.address, 0).to_string())
         .arg("--tls-dir")
-        .arg(&host.identity);
+        .arg(&host.identity)
+        .args(["--wait-max-s", SOURCE_WAIT_MAX_S, "--once"]);
     begin(command, host, guest, run_dir)
 }
 

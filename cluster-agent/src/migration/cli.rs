@@ -7,7 +7,7 @@ use hyper::Method;
 use indicatif::{ProgressBar, ProgressStyle};
 use vmm_core::migration::Phase;
 
-use super::view::{MigrateGuest, MigrationView, Ordered};
+use super::view::{MigrateGuest, MigrationView, Ordered, Rehearsed};
 use crate::cli::{Agent, CliError, print, print_json};
 
 /// How often the source is asked how far it is.
@@ -24,12 +24,18 @@ pub struct MigrateArguments {
     guest: String,
     /// The host [default: the best one].
     host: Option<String>,
+    /// Move nothing: check everything with both hosts, measure, and tell how long it would take.
+    #[arg(long)]
+    dry_run: bool,
 }
 
 /// Migrate, and show how it goes.
 pub async fn run(agent: &Agent, arguments: MigrateArguments) -> Result<(), CliError> {
     let guest = agent.guest(&arguments.guest).await?;
     let wish = MigrateGuest { to: arguments.host };
+    if arguments.dry_run {
+        return rehearse(agent, &guest, &wish).await;
+    }
     let path = format!("/v1/guests/{guest}/migrate");
     let ordered: Ordered = agent.call(Method::POST, &path, &wish).await?;
     let view = follow(agent, &guest, &ordered).await?;
@@ -47,6 +53,16 @@ pub async fn run(agent: &Agent, arguments: MigrateArguments) -> Result<(), CliEr
         return print_json(&view);
     }
     print(&words(&guest, &ordered, &view))
+}
+
+async fn rehearse(agent: &Agent, guest: &str, wish: &MigrateGuest) -> Result<(), CliError> {
+    let path = format!("/v1/guests/{guest}/rehearsal");
+    let told: Rehearsed = agent.call(Method::POST, &path, wish).await?;
+    if agent.json {
+        return print_json(&told);
+    }
+    let (from, to, words) = (&told.from, &told.to, told.forecast.words());
+    print(&format!("{guest} can move from {from} to {to}: {words}\n"))
 }
 
 async fn follow(agent: &Agent, guest: &str, ordered: &Ordered) -> Result<MigrationView, CliError> {

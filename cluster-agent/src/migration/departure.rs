@@ -61,38 +61,13 @@ impl Departure {
     }
 
     async fn depart(&self, view: &mut MigrationView) -> Result<Summary, String> {
-        let berth = self.ask_for_berth().await.map_err(|e| e.to_string())?;
-        let vmm = Client::new(
-            Endpoint::Unix(self.host.api_socket(&self.guest)),
-            CONTROL_LIMIT,
-        );
-        let wish = Migrate {
-            to: berth.address.to_string(),
-            connections: CONNECTIONS,
-            goal: Goal {
-                accept_longer: true,
-                ..Goal::default()
-            },
-            bandwidth_max: 0,
-            verify: false,
-            tls_dir: Some(self.host.identity.to_string_lossy().into_owned()),
-            dry_run: false,
-        };
+        let vmm = control(&self.host, &self.guest);
+        let berth = ask_for_berth(&self.host, &self.guest, self.address).await;
+        let wish = wish(&self.host, &berth.map_err(|e| e.to_string())?);
         let begun: Result<(), CallError> =
             vmm.call(Method::PUT, "/v1/migration", Some(&wish)).await;
         begun.map_err(|error| error.to_string())?;
         self.follow(&vmm, view).await
-    }
-
-    async fn ask_for_berth(&self) -> Result<Berth, CallError> {
-        let endpoint = Endpoint::Member {
-            address: self.address,
-            tls: self.host.tls.clone(),
-        };
-        let path = format!("/member/guests/{}/arrival", self.guest);
-        Client::new(endpoint, BERTH_LIMIT)
-            .call(Method::POST, &path, None::<&()>)
-            .await
     }
 
     async fn follow(&self, vmm: &Client, view: &mut MigrationView) -> Result<Summary, String> {
@@ -135,5 +110,42 @@ impl Departure {
         let news = Input::Migration(self.guest.clone(), view.clone());
         // Fails only when the agent is ending.
         let _ = self.host.driver.send(news).await;
+    }
+}
+
+/// Have the other host's agent wait for the guest; where.
+pub async fn ask_for_berth(
+    host: &Host,
+    guest: &str,
+    address: SocketAddr,
+) -> Result<Berth, CallError> {
+    let endpoint = Endpoint::Member {
+        address,
+        tls: host.tls.clone(),
+    };
+    let path = format!("/member/guests/{guest}/arrival");
+    Client::new(endpoint, BERTH_LIMIT)
+        .call(Method::POST, &path, None::<&()>)
+        .await
+}
+
+/// The VMM of a guest of this host.
+pub fn control(host: &Host, guest: &str) -> Client {
+    Client::new(Endpoint::Unix(host.api_socket(guest)), CONTROL_LIMIT)
+}
+
+/// What its VMM is asked for.
+pub fn wish(host: &Host, berth: &Berth) -> Migrate {
+    Migrate {
+        to: berth.address.to_string(),
+        connections: CONNECTIONS,
+        goal: Goal {
+            accept_longer: true,
+            ..Goal::default()
+        },
+        bandwidth_max: 0,
+        verify: false,
+        tls_dir: Some(host.identity.to_string_lossy().into_owned()),
+        dry_run: false,
     }
 }

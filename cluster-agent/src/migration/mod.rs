@@ -8,5 +8,6 @@
 
 pub mod cli;
 pub mod departure;
+mod rehearsal;
 pub mod routes;
 pub mod view;

@@ -1,5 +1,6 @@
 //! The routes about migrations.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::extract::{Path, Query, State};
@@ -7,8 +8,10 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use hyper::{Method, StatusCode};
 use tokio::sync::oneshot;
+use vmm_core::migration::Forecast;
 
-use super::view::{Berth, MigrateGuest, MigrationView, OnHost, Ordered};
+use super::rehearsal;
+use super::view::{Berth, MigrateGuest, MigrationView, OnHost, Ordered, Rehearsed};
 use crate::api::routes::{Api, Refused};
 use crate::driver::Input;
 
@@ -17,11 +20,14 @@ pub fn public() -> Router<Arc<Api>> {
     Router::new()
         .route("/v1/guests/{guest}/migrate", post(migrate))
         .route("/v1/guests/{guest}/migration", get(progress))
+        .route("/v1/guests/{guest}/rehearsal", post(rehearse))
 }
 
 /// What members may ask of each other besides.
 pub fn member() -> Router<Arc<Api>> {
-    Router::new().route("/member/guests/{guest}/arrival", post(arrive))
+    Router::new()
+        .route("/member/guests/{guest}/arrival", post(arrive))
+        .route("/member/guests/{guest}/rehearsal/{to}", post(rehearse_here))
 }
 
 fn ending() -> Refused {
@@ -73,14 +79,60 @@ async fn progress(
         let view = api.picture.borrow().migrations.get(&guest).cloned();
         return Ok(Json(view));
     }
-    let address = api.picture.borrow().members.get(&host.on).copied();
-    let Some(address) = address else {
-        let why = format!("there is no host {}; `godwit hosts` lists them", host.on);
-        return Err(Refused(StatusCode::NOT_FOUND, why));
-    };
+    let address = address_of(&api, &host.on)?;
     let path = format!("/v1/guests/{guest}/migration?on={}", host.on);
     let source = api.member(address);
     Ok(Json(source.call(Method::GET, &path, None::<&()>).await?))
+}
+
+/// A dry run: the leader chooses, the guest's host tries.
+async fn rehearse(
+    State(api): State<Arc<Api>>,
+    Path(guest): Path<String>,
+    Json(wish): Json<MigrateGuest>,
+) -> Result<Json<Rehearsed>, Refused> {
+    if let Some(leader) = api.other_leader() {
+        let path = format!("/v1/guests/{guest}/rehearsal");
+        return Ok(Json(leader.call(Method::POST, &path, Some(&wish)).await?));
+    }
+    let chosen = api
+        .ask_leading(move |brain, _now_us| brain.would_migrate(&guest, wish.to.as_ref()))
+        .await?;
+    let chosen = chosen.unwrap_or_else(|| Err("no host leads the cluster; ask again".to_owned()));
+    let one = chosen.map_err(|why| Refused(StatusCode::CONFLICT, why))?;
+    let forecast = if one.from == api.me {
+        rehearse_to(&api, &one.guest, &one.to).await?
+    } else {
+        let path = format!("/member/guests/{}/rehearsal/{}", one.guest, one.to);
+        let source = api.member(address_of(&api, &one.from)?);
+        source.call(Method::POST, &path, None::<&()>).await?
+    };
+    Ok(Json(Rehearsed {
+        from: one.from,
+        to: one.to,
+        forecast,
+    }))
+}
+
+async fn rehearse_here(
+    State(api): State<Arc<Api>>,
+    Path((guest, to)): Path<(String, String)>,
+) -> Result<Json<Forecast>, Refused> {
+    rehearse_to(&api, &guest, &to).await.map(Json)
+}
+
+async fn rehearse_to(api: &Api, guest: &str, to: &str) -> Result<Forecast, Refused> {
+    let address = address_of(api, to)?;
+    let forecast = rehearsal::rehearse(&api.host, guest, address).await;
+    forecast.map_err(|why| Refused(StatusCode::CONFLICT, why))
+}
+
+fn address_of(api: &Api, host: &str) -> Result<SocketAddr, Refused> {
+    let address = api.picture.borrow().members.get(host).copied();
+    address.ok_or_else(|| {
+        let why = format!("there is no host {host}; `godwit hosts` lists them");
+        Refused(StatusCode::NOT_FOUND, why)
+    })
 }
 
 /// Another member wants to send us a guest.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use cluster_core::model::HostId;
 use serde::{Deserialize, Serialize};
-use vmm_core::migration::Progress;
+use vmm_core::migration::{Forecast, Progress};
 
 /// Where a guest shall go.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +24,17 @@ pub struct Ordered {
     pub to: HostId,
     /// What the order is known by.
     pub number: u64,
+}
+
+/// What a dry run found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rehearsed {
+    /// Where the guest is.
+    pub from: HostId,
+    /// Where it would go.
+    pub to: HostId,
+    /// What would come of it.
+    pub forecast: Forecast,
 }
 
 /// How a migration goes, or went, as its source knows it.

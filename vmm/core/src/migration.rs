@@ -64,6 +64,13 @@ pub enum Phase {
     Uncertain,
 }
 
+impl Phase {
+    /// It has begun and is not over.
+    pub fn is_under_way(self) -> bool {
+        matches!(self, Self::Copying | Self::SwitchOver | Self::Commit)
+    }
+}
+
 /// `GET /v1/migrate`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
@@ -138,23 +145,22 @@ impl Forecast {
         let tenths = |us: u64| (us / 1000, us % 1000 / 100);
         let (blackout_ms, blackout_tenth) = tenths(self.blackout_us);
         let (fixed_ms, fixed_tenth) = tenths(self.fixed_us);
-        let mut words = format!(
+        let held_back = match self.held_back_percent {
+            0 => String::new(),
+            percent => {
+                format!("; processors that dirty memory would be held back by {percent} %")
+            }
+        };
+        format!(
             "it would take about {} ms: blackout {blackout_ms}.{blackout_tenth} ms (of which \
              {fixed_ms}.{fixed_tenth} whatever the guest does), {} MiB in {} rounds; the link \
-             carries {} MiB/s, the guest dirties {} MiB/s",
+             carries {} MiB/s, the guest dirties {} MiB/s{held_back}",
             self.total_us / 1000,
             self.sent_bytes >> 20,
             self.rounds,
             self.link_rate >> 20,
             self.dirty_rate >> 20,
-        );
-        if self.held_back_percent > 0 {
-            words.push_str(&format!(
-                "; processors that dirty memory would be held back by {} %",
-                self.held_back_percent
-            ));
-        }
-        words
+        )
     }
 }
 

@@ -1,9 +1,10 @@
 //! What the datastore says about a guest and an image, and how that becomes a spec.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use cluster_core::drs::Automation;
-use cluster_core::model::{Desired, Guest, Priority, Resources};
+use cluster_core::model::{Desired, Guest, GuestId, Priority, Readiness, Resources};
 use serde::{Deserialize, Serialize};
 use vmm_core::mac::Mac;
 use vmm_core::spec::{DiskFormat, DiskSpec, NetSpec, Spec};
@@ -41,6 +42,9 @@ pub struct GuestFile {
     /// Kernel command line instead of the image's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cmdline: Option<String>,
+    /// Guests that are started before it, and how far they have to be.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub after: BTreeMap<GuestId, Readiness>,
     /// Disks in its own directory.
     #[serde(default, rename = "disk")]
     pub disks: Vec<GuestDisk>,
@@ -110,6 +114,7 @@ impl GuestFile {
             protected: self.protected,
             movable: self.movable,
             automation: self.automation,
+            after: self.after.clone(),
             ..Guest::sized(configured)
         }
     }

@@ -114,6 +114,7 @@ fn guests(
                 rates: brain.observation().and_then(|seen| seen.rates(name)),
                 priority: file.priority,
                 protected: file.protected,
+                after: file.after.clone(),
                 epoch: local.map_or(0, |local| local.epoch),
                 reason,
             }

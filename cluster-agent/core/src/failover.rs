@@ -13,17 +13,21 @@
 //! with nothing and derives everything from leases: at worst it orders what the old leader
 //! ordered, and the lease lets one of both win.
 
+mod order;
+mod plan;
+
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use crate::messages::{GuestState, StartOutcome};
-use crate::model::{Cluster, Desired, GuestId, HostId, HostMode, Priority, Readiness, Resources};
+use crate::messages::StartOutcome;
+use crate::model::{Cluster, Desired, GuestId, HostId, HostMode};
 use crate::owners::{Loss, Owners, Whereabouts};
-use crate::placement::{Choice, Nowhere, Usage, place, usage};
-use crate::rules::RuleBook;
+use crate::placement::{Choice, Nowhere, place};
 use crate::settings::Settings;
+use order::{ranks, waits_for};
+use plan::Plan;
 
 /// Most orders given in one step.
 const MAX_ORDERS_PER_STEP: usize = 64;
@@ -33,8 +37,6 @@ const MAX_MISSES_PER_STEP: usize = 64;
 const MAX_RETRY_US: u64 = 300_000_000;
 /// Pause after a refusal, which mostly means that somebody knows more than we do.
 const REFUSED_PAUSE_US: u64 = 250_000;
-/// Longest chain along which a waiting guest lends its priority.
-const MAX_CHAIN: usize = 16;
 
 /// What the leader decides about a guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -328,7 +330,8 @@ impl Failover {
         if let (Loss::Lapsed(host, _), false) = (loss, spec.protected) {
             return Next::Waits(format!("it is not protected and {host} is not back"));
         }
-        if let Some(because) = self.waits_for(now_us, guest, at) {
+        let since_us = self.lost_since_us.get(guest).copied().unwrap_or(now_us);
+        if let Some(because) = waits_for(now_us, since_us, guest, at) {
             return Next::Waits(because);
         }
         let trouble = self.troubles.get(guest).cloned().unwrap_or_default();
@@ -386,104 +389,12 @@ impl Failover {
         }
         place(&plan.cluster, &plan.book, &plan.usage, guest, avoid)
     }
-
-    /// What the guest has to wait for, if it has to.
-    fn waits_for(&self, now_us: u64, guest: &GuestId, at: &Situation<'_>) -> Option<String> {
-        let since = self.lost_since_us.get(guest).copied().unwrap_or(now_us);
-        let patience = at.settings.timings.dependency_patience_ms * 1000;
-        if now_us >= since + patience {
-            return None;
-        }
-        at.cluster.guests[guest]
-            .after
-            .iter()
-            .find(|(other, until)| {
-                at.cluster
-                    .guests
-                    .get(*other)
-                    .is_some_and(|o| o.desired == Desired::Running)
-                    && !depends_on(at.cluster, other, guest)
-                    && !ready(other, **until, at)
-            })
-            .map(|(other, until)| match until {
-                Readiness::Running => format!("it starts after {other} runs"),
-                Readiness::Heartbeat => format!("it starts after {other} has said that it lives"),
-                Readiness::DelayMs(ms) => format!("it starts after {other} has run for {ms} ms"),
-            })
-    }
 }
 
 enum Next {
     Nothing,
     Waits(String),
     Start(HostId, String),
-}
-
-/// The cluster as it will be once the orders given are carried out.
-struct Plan<'a> {
-    cluster: Cluster,
-    book: RuleBook<'a>,
-    usage: Usage,
-    starting: BTreeMap<HostId, u32>,
-}
-
-impl<'a> Plan<'a> {
-    fn new(failover: &Failover, at: &Situation<'a>) -> Self {
-        let mut plan = Self {
-            cluster: at.cluster.clone(),
-            book: RuleBook::new(&at.cluster.rules),
-            usage: usage(at.cluster),
-            starting: BTreeMap::new(),
-        };
-        for (guest, spec) in &at.cluster.guests {
-            let Some(owned) = at.owners.get(guest) else {
-                continue;
-            };
-            let starting = owned
-                .report
-                .as_ref()
-                .is_some_and(|r| r.state == GuestState::Starting);
-            if let (Some(host), true) = (&spec.host, starting) {
-                *plan.starting.entry(host.clone()).or_default() += 1;
-            }
-            if let Some(used) = owned
-                .arriving
-                .as_ref()
-                .and_then(|host| plan.usage.get_mut(host))
-            {
-                used.reserved = used.reserved.plus(spec.reservation);
-                used.wanted = used.wanted.plus(spec.demand);
-            }
-        }
-        for (guest, host) in failover.under_way() {
-            plan.take(guest, host);
-        }
-        plan
-    }
-
-    fn take(&mut self, guest: &GuestId, host: &HostId) {
-        *self.starting.entry(host.clone()).or_default() += 1;
-        let Some(spec) = self.cluster.guests.get_mut(guest) else {
-            return;
-        };
-        if spec.host.replace(host.clone()).is_none()
-            && let Some(used) = self.usage.get_mut(host)
-        {
-            used.reserved = used.reserved.plus(spec.reservation);
-            used.wanted = used.wanted.plus(spec.demand);
-        }
-    }
-
-    /// Hosts that are starting as many guests as they may.
-    fn full(&self, settings: &Settings) -> impl Iterator<Item = HostId> {
-        let most = settings.starts_per_host.max(1);
-        self.starting
-            .iter()
-            .filter(move |(_, starting)| **starting >= most)
-            .map(|(host, _)| host.clone())
-            .collect::<Vec<_>>()
-            .into_iter()
-    }
 }
 
 fn why(loss: &Loss) -> String {
@@ -496,84 +407,4 @@ fn why(loss: &Loss) -> String {
 
 fn retry_us(attempts: u32, settings: &Settings) -> u64 {
     ((settings.timings.retry_after_ms * 1000) << attempts.min(8)).min(MAX_RETRY_US)
-}
-
-fn ready(guest: &GuestId, until: Readiness, at: &Situation<'_>) -> bool {
-    if !matches!(at.whereabouts.get(guest), Some(Whereabouts::Held(_))) {
-        return false;
-    }
-    let Some(report) = at.owners.get(guest).and_then(|owned| owned.report.as_ref()) else {
-        return false;
-    };
-    match (report.state, until) {
-        (GuestState::Running { .. }, Readiness::Running) => true,
-        (GuestState::Running { beating }, Readiness::Heartbeat) => beating,
-        (GuestState::Running { .. }, Readiness::DelayMs(ms)) => report.running_ms >= ms,
-        _ => false,
-    }
-}
-
-/// Does `guest` wait for `other`, directly or through others? Then `other` cannot wait for it.
-fn depends_on(cluster: &Cluster, guest: &GuestId, other: &GuestId) -> bool {
-    let mut seen: BTreeSet<&GuestId> = BTreeSet::new();
-    let mut open: Vec<&GuestId> = Vec::from([guest]);
-    while let Some(next) = open.pop() {
-        let Some(spec) = cluster.guests.get(next) else {
-            continue;
-        };
-        for before in spec.after.keys() {
-            if before == other {
-                return true;
-            }
-            if seen.insert(before) {
-                open.push(before);
-            }
-        }
-    }
-    false
-}
-
-/// A guest that others wait for starts as early as the most urgent of them.
-fn ranks<'a>(
-    cluster: &'a Cluster,
-    lost: &BTreeMap<&'a GuestId, (u64, &Loss)>,
-) -> BTreeMap<&'a GuestId, (Priority, core::cmp::Reverse<Resources>)> {
-    let mut ranks: BTreeMap<&GuestId, Priority> = lost
-        .keys()
-        .map(|guest| (*guest, cluster.guests[*guest].priority))
-        .collect();
-    for _ in 0..MAX_CHAIN {
-        let mut settled = true;
-        for guest in lost.keys() {
-            let mine = ranks[*guest];
-            for before in cluster.guests[*guest].after.keys() {
-                if let Some(theirs) = ranks.get_mut(before)
-                    && *theirs > mine
-                {
-                    *theirs = mine;
-                    settled = false;
-                }
-            }
-        }
-        if settled {
-            break;
-        }
-    }
-    // Large ones first among equals: they are the hardest to find room for.
-    ranks
-        .into_iter()
-        .map(|(guest, rank)| {
-            let Resources { mcpu, memory_mib } = cluster.guests[guest].reservation;
-            (
-                guest,
-                (
-                    rank,
-                    core::cmp::Reverse(Resources {
-                        mcpu: memory_mib,
-                        memory_mib: mcpu,
-                    }),
-                ),
-            )
-        })
-        .collect()
 }

@@ -8,6 +8,7 @@ pub mod admission;
 pub mod balance;
 pub mod brain;
 pub mod demand;
+pub mod dependencies;
 pub mod drs;
 pub mod evacuate;
 pub mod event;

@@ -11,6 +11,7 @@ use shared_storage::{Datastore, StoreError};
 use vmm_core::mac::Mac;
 use vmm_core::spec::DiskFormat;
 
+use super::check::check;
 use super::routes::Refused;
 use super::views::{CreateGuest, DiskFrom};
 use crate::guest_file::{GuestDisk, GuestFile, ImageFile};
@@ -61,13 +62,11 @@ pub fn create(store: &Datastore, wish: &CreateGuest) -> Result<(), Refused> {
         cpus: wish.cpus,
         memory_mib: wish.memory_mib,
         cmdline: wish.cmdline.clone(),
+        after: wish.after.clone(),
         disks: disk.iter().map(|(_, disk)| disk.clone()).collect(),
-        macs: vec![mac_of(&wish.name)],
+        macs: vec![mac_of(&wish.name, 0)],
     };
-    let spec = file
-        .spec(&wish.name, &image_dir, |name| name.into())
-        .map_err(bad)?;
-    spec.validate().map_err(|error| bad(error.to_string()))?;
+    check(store, &wish.name, &file)?;
     let fill = |dir: &Path| match &disk {
         Some((source, disk)) => make_disk(
             store,
@@ -81,16 +80,26 @@ pub fn create(store: &Datastore, wish: &CreateGuest) -> Result<(), Refused> {
     store
         .create_guest(&wish.name, &file, fill)
         .map_err(|error| match error {
-            StoreError::Exists(_) => Refused(
-                StatusCode::CONFLICT,
-                format!(
-                    "there is a guest {} already; choose another name",
-                    wish.name
-                ),
-            ),
+            StoreError::Exists(_) => taken(&wish.name),
             other => other.into(),
         })?;
     Ok(())
+}
+
+/// The name is another guest's.
+pub(super) fn taken(name: &str) -> Refused {
+    Refused(
+        StatusCode::CONFLICT,
+        format!("there is a guest {name} already; choose another name"),
+    )
+}
+
+/// The disk format as the datastore calls it.
+pub(super) fn store_format(format: DiskFormat) -> Format {
+    match format {
+        DiskFormat::Raw => Format::Raw,
+        DiskFormat::Qcow2 => Format::Qcow2,
+    }
 }
 
 fn make_disk(
@@ -100,10 +109,7 @@ fn make_disk(
     target: &Path,
     from: DiskFrom,
 ) -> Result<(), StoreError> {
-    let format = match format {
-        DiskFormat::Raw => Format::Raw,
-        DiskFormat::Qcow2 => Format::Qcow2,
-    };
+    let format = store_format(format);
     let root = Some(store.root());
     let made = match from {
         DiskFrom::Overlay => image::create_overlay(root, target, source, format),
@@ -119,6 +125,12 @@ fn make_disk(
 }
 
 /// The same name gives the same address, so that a guest that is made again keeps it.
-fn mac_of(guest: &str) -> Mac {
-    Mac::local(crc32c::crc32c(guest.as_bytes()).to_be_bytes())
+pub(super) fn mac_of(guest: &str, card: usize) -> Mac {
+    let of_guest = crc32c::crc32c(guest.as_bytes());
+    let of_card = match card {
+        0 => of_guest,
+        // No guest's name has a space.
+        _ => crc32c::crc32c_append(of_guest, format!(" {card}").as_bytes()),
+    };
+    Mac::local(of_card.to_be_bytes())
 }

@@ -17,7 +17,7 @@ use shared_storage::{Datastore, StoreError};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::views::{ClusterView, CreateGuest, Event, StopGuest};
-use super::{create, power};
+use super::{clone, create, edit, power};
 use crate::admission;
 use crate::console;
 use crate::driver::Input;
@@ -117,6 +117,8 @@ pub fn public(api: Arc<Api>) -> Router {
         .route("/v1/guests/{guest}/stop", post(stop))
         .route("/v1/hosts/{host}", axum::routing::delete(forget_host))
         .merge(power::public())
+        .merge(edit::public())
+        .merge(clone::public())
         .merge(drs::routes::public())
         .merge(rules::routes::public())
         .merge(migration::routes::public())
@@ -302,7 +304,7 @@ impl Api {
     }
 }
 
-fn no_guest(name: &str, error: StoreError) -> Refused {
+pub(super) fn no_guest(name: &str, error: StoreError) -> Refused {
     match error {
         StoreError::Missing(_) => Refused(
             StatusCode::NOT_FOUND,

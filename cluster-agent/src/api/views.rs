@@ -1,8 +1,9 @@
 //! What the API says and is told, as JSON. Units are in the names.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use cluster_core::model::{Desired, HostId, Priority, Resources};
+use cluster_core::model::{Desired, GuestId, HostId, Priority, Readiness, Resources};
 use cluster_core::observation::GuestRates;
 use serde::{Deserialize, Serialize};
 
@@ -100,6 +101,9 @@ pub struct GuestView {
     pub priority: Priority,
     /// Restarted when its host is lost.
     pub protected: bool,
+    /// Guests that are started before it, and how far they have to be.
+    #[serde(default)]
+    pub after: BTreeMap<GuestId, Readiness>,
     /// Epoch of its lease: how often the right to run it changed hands.
     pub epoch: u64,
     /// Why it is in this state, when that is worth saying.
@@ -142,8 +146,41 @@ pub struct CreateGuest {
     /// Guaranteed processor time, in thousandths of a core.
     #[serde(default)]
     pub reserve_mcpu: u64,
+    /// Guests that are started before it, and how far they have to be.
+    #[serde(default)]
+    pub after: BTreeMap<GuestId, Readiness>,
     /// Start it as soon as it exists.
     pub start: bool,
+}
+
+/// What is to change of a guest; what is not said stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EditGuest {
+    /// Only if this is its revision; else it is refused with a conflict.
+    pub revision: Option<u64>,
+    /// Virtual processors, from its next start.
+    pub cpus: Option<u32>,
+    /// Memory, in MiB, from its next start.
+    pub memory_mib: Option<u64>,
+    /// Kernel command line, from its next start; empty: the image's.
+    pub cmdline: Option<String>,
+    /// Order of restart.
+    pub priority: Option<Priority>,
+    /// Restarted when its host is lost.
+    pub protected: Option<bool>,
+    /// Guaranteed processor time, in thousandths of a core.
+    pub reserve_mcpu: Option<u64>,
+    /// All guests that are started before it, and how far they have to be.
+    pub after: Option<BTreeMap<GuestId, Readiness>>,
+}
+
+/// A copy of a guest that is off.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CloneGuest {
+    /// The name of the copy.
+    pub name: String,
 }
 
 /// How a guest is to stop.

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 use clap_complete::Shell;
-use cluster_core::model::Priority;
 
+use super::guests::{CloneArguments, CreateArguments, EditArguments};
 use crate::drs::cli::DrsVerb;
 use crate::maintenance::cli::{ClusterVerb, MaintenanceArguments};
 use crate::migration::cli::MigrateArguments;
@@ -48,6 +48,10 @@ pub enum Verb {
     },
     /// Make a guest from an image.
     Create(CreateArguments),
+    /// Make a copy of a guest that is off: its settings and its disks, with addresses of its own.
+    Clone(CloneArguments),
+    /// Change what a guest is, or show it.
+    Edit(EditArguments),
     /// Start a guest on the best host with room.
     Start {
         /// The guest; the beginning of its name is enough.
@@ -119,82 +123,6 @@ pub enum HostVerb {
     Maintenance(MaintenanceArguments),
 }
 
-/// A new guest.
-#[derive(Debug, Args)]
-pub struct CreateArguments {
-    /// Its name.
-    pub name: String,
-    /// The image it is made from; `godwit images` lists them.
-    #[arg(long)]
-    pub image: String,
-    /// Virtual processors.
-    #[arg(long, default_value_t = 1)]
-    pub cpus: u32,
-    /// Memory: a number with M or G.
-    #[arg(long, default_value = "512M", value_parser = parse_memory)]
-    pub memory: u64,
-    /// Copy the image's disk instead of building on it.
-    #[arg(long)]
-    pub copy: bool,
-    /// Kernel command line instead of the image's.
-    #[arg(long)]
-    pub cmdline: Option<String>,
-    /// Order of restart after a failure.
-    #[arg(long, value_enum, default_value_t = PriorityName::Medium)]
-    pub priority: PriorityName,
-    /// Do not restart it when its host is lost.
-    #[arg(long)]
-    pub unprotected: bool,
-    /// Processor time guaranteed to it, in thousandths of a core.
-    #[arg(long, default_value_t = 0)]
-    pub reserve_mcpu: u64,
-    /// Only make it; do not start it.
-    #[arg(long)]
-    pub no_start: bool,
-}
-
-/// The names of [`Priority`].
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum PriorityName {
-    /// Before all others.
-    Highest,
-    /// Early.
-    High,
-    /// The default.
-    Medium,
-    /// Late.
-    Low,
-    /// After all others.
-    Lowest,
-}
-
-impl From<PriorityName> for Priority {
-    fn from(name: PriorityName) -> Self {
-        match name {
-            PriorityName::Highest => Self::Highest,
-            PriorityName::High => Self::High,
-            PriorityName::Medium => Self::Medium,
-            PriorityName::Low => Self::Low,
-            PriorityName::Lowest => Self::Lowest,
-        }
-    }
-}
-
-/// `512M`, `4G`, or plain MiB.
-fn parse_memory(text: &str) -> Result<u64, String> {
-    let (digits, mib_each) = match text.as_bytes().last() {
-        Some(b'M' | b'm') => (&text[..text.len() - 1], 1),
-        Some(b'G' | b'g') => (&text[..text.len() - 1], 1024),
-        _ => (text, 1),
-    };
-    digits
-        .parse::<u64>()
-        .ok()
-        .and_then(|n| n.checked_mul(mib_each))
-        .filter(|mib| *mib > 0)
-        .ok_or_else(|| "write it as 512M or 4G".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -204,15 +132,5 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Arguments::command().debug_assert();
-    }
-
-    #[test]
-    fn memory_is_read_in_mib() {
-        assert_eq!(parse_memory("512M"), Ok(512));
-        assert_eq!(parse_memory("4G"), Ok(4096));
-        assert_eq!(parse_memory("64"), Ok(64));
-        for bad in ["", "G", "0", "-1M", "99999999999999999G", "1T"] {
-            assert!(parse_memory(bad).is_err(), "{bad}");
-        }
     }
 }

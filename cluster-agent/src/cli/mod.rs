@@ -1,6 +1,7 @@
 //! The operator's command, `godwit`.
 
 mod arguments;
+mod guests;
 mod run;
 pub(crate) mod screen;
 pub(crate) mod table;

@@ -11,10 +11,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::arguments::{Arguments, CreateArguments, HostVerb, Verb};
-use super::screen;
+use super::arguments::{Arguments, HostVerb, Verb};
 use super::table::table;
-use crate::api::views::{ClusterView, CreateGuest, DiskFrom, Event, GuestView, StopGuest};
+use super::{guests, screen};
+use crate::api::views::{ClusterView, Event, GuestView, StopGuest};
 use crate::console;
 use crate::drs;
 use crate::drs::plan::PlanError;
@@ -92,11 +92,9 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
                 .show(&format!("/v1/events?count={count}"), events)
                 .await
         }
-        Verb::Create(arguments) => {
-            agent
-                .act(Method::POST, "/v1/guests", &creation(arguments))
-                .await
-        }
+        Verb::Create(arguments) => guests::create(&agent, arguments).await,
+        Verb::Clone(arguments) => guests::clone(&agent, arguments).await,
+        Verb::Edit(arguments) => guests::edit(&agent, arguments).await,
         Verb::Start { guest } => agent.guest_act(&guest, "start", &()).await,
         Verb::Stop { guest, grace } => {
             agent
@@ -240,24 +238,5 @@ fn meant<'a>(named: &'a str, guests: &'a [GuestView]) -> Result<&'a str, CliErro
             "{named} may mean {}; write more of the name",
             beginning.join(" or ")
         ))),
-    }
-}
-
-fn creation(arguments: CreateArguments) -> CreateGuest {
-    CreateGuest {
-        name: arguments.name,
-        image: arguments.image,
-        cpus: arguments.cpus,
-        memory_mib: arguments.memory,
-        disk_from: if arguments.copy {
-            DiskFrom::Copy
-        } else {
-            DiskFrom::Overlay
-        },
-        cmdline: arguments.cmdline,
-        priority: arguments.priority.into(),
-        protected: !arguments.unprotected,
-        reserve_mcpu: arguments.reserve_mcpu,
-        start: !arguments.no_start,
     }
 }

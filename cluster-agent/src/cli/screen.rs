@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use cluster_core::dependencies::words;
+
 use super::table::{bar, memory, percent, table};
 use crate::api::views::{BalanceView, ClusterView, Event, GuestView, HostView};
 
@@ -108,7 +110,7 @@ pub fn guests(guests: &[GuestView]) -> String {
                 ),
                 guest.score_permille.map_or_else(|| "-".to_owned(), percent),
                 format!("{:?}", guest.priority).to_lowercase(),
-                guest.reason.clone().unwrap_or_default(),
+                guest.reason.clone().unwrap_or_else(|| after(guest)),
             ]
         })
         .collect();
@@ -116,6 +118,16 @@ pub fn guests(guests: &[GuestView]) -> String {
         "GUEST", "STATE", "HOST", "CPUS", "MEMORY", "DEMAND", "GETS", "PRIORITY", "WHY",
     ];
     table(header, &rows)
+}
+
+/// What it is started after, in words.
+fn after(guest: &GuestView) -> String {
+    let all = guest.after.iter();
+    let all: Vec<_> = all.map(|(one, until)| words(one, *until)).collect();
+    if all.is_empty() {
+        return String::new();
+    }
+    format!("starts after {}", all.join(", "))
 }
 
 /// `godwit events`.

@@ -337,17 +337,19 @@ impl Task {
             return;
         };
         self.epoch = info.epoch.unwrap_or(self.epoch);
-        let state = match info.state {
-            State::Built => GuestState::Starting,
-            State::Running | State::Migrating => GuestState::Running { beating: true },
-            State::Paused | State::Moved => GuestState::Paused,
-        };
         let at_us = boottime_us();
         let counters: Option<Counters> = vmm
             .control
             .call(Method::GET, "/v1/counters", None::<&()>)
             .await
             .ok();
+        let state = match info.state {
+            State::Built => GuestState::Starting,
+            State::Running | State::Migrating => GuestState::Running {
+                beating: counters.as_ref().is_some_and(beats),
+            },
+            State::Paused | State::Moved => GuestState::Paused,
+        };
         let counted = counters.map(|counters| counted(at_us, &counters));
         self.send(Some(state), counted).await;
     }
@@ -465,6 +467,12 @@ impl Task {
             let _ = std::fs::remove_file(self.run_dir.join(name));
         }
     }
+}
+
+/// Does the software inside live? Its network has been set up, then: a card has sent something.
+/// Without a card nobody can tell.
+fn beats(counters: &Counters) -> bool {
+    counters.nets.is_empty() || counters.nets.iter().any(|net| net.sent_bytes > 0)
 }
 
 fn counted(at_us: u64, counters: &Counters) -> Counted {

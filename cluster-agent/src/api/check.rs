@@ -1,0 +1,60 @@
+//! Whether a guest can be as somebody wants it: asked before it is made and before it changes.
+
+use std::collections::BTreeMap;
+
+use cluster_core::dependencies::{circle, circle_words};
+use cluster_core::model::{Guest, GuestId};
+use hyper::StatusCode;
+use shared_storage::{Datastore, StoreError};
+
+use super::routes::Refused;
+use crate::guest_file::GuestFile;
+
+/// Check everything that can be checked without a host.
+pub fn check(store: &Datastore, name: &str, file: &GuestFile) -> Result<(), Refused> {
+    let bad = |why: String| Refused(StatusCode::BAD_REQUEST, why);
+    let image_dir = store.image_dir(&file.image).map_err(|error| match error {
+        StoreError::Missing(_) => bad(format!(
+            "there is no image {}; `godwit images` lists them",
+            file.image
+        )),
+        other => other.into(),
+    })?;
+    let spec = file
+        .spec(name, &image_dir, |disk| disk.into())
+        .map_err(bad)?;
+    spec.validate().map_err(|error| bad(error.to_string()))?;
+    let limit = u64::from(file.cpus) * 1000;
+    if file.reserve_mcpu > limit {
+        return Err(bad(format!(
+            "{name} has only {limit} thousandths of a core; reserve no more, or give it more \
+             processors"
+        )));
+    }
+    check_dependencies(store, name, file)
+}
+
+fn check_dependencies(store: &Datastore, name: &str, file: &GuestFile) -> Result<(), Refused> {
+    if file.after.is_empty() {
+        return Ok(());
+    }
+    let mut guests: BTreeMap<GuestId, Guest> = BTreeMap::new();
+    for other in store.guests()? {
+        // A damaged or just deleted one waits for nobody.
+        if let Ok(read) = store.guest(&other).and_then(|dir| dir.spec::<GuestFile>()) {
+            guests.insert(other, read.spec.model());
+        }
+    }
+    let unknown = file.after.keys().find(|before| {
+        let itself = before.as_str() == name;
+        !itself && !guests.contains_key(*before)
+    });
+    if let Some(unknown) = unknown {
+        let why = format!("there is no guest {unknown} to wait for; `godwit guests` lists them");
+        return Err(Refused(StatusCode::BAD_REQUEST, why));
+    }
+    match circle(&guests, &name.to_owned(), &file.after) {
+        Some(found) => Err(Refused(StatusCode::BAD_REQUEST, circle_words(&found))),
+        None => Ok(()),
+    }
+}

@@ -5,12 +5,14 @@ mod migrate;
 mod peer;
 mod resident;
 mod running;
+mod soak;
 mod stats;
 mod table;
 
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use clap::{Parser, Subcommand};
 use vmm_core::migration::{CONNECTIONS_DEFAULT, CONNECTIONS_MAX};
@@ -60,6 +62,19 @@ enum Table {
         #[arg(long, value_name = "FILE")]
         plot: Option<PathBuf>,
     },
+    /// Migrations by the thousand, some cancelled and some with a side killed at a random moment:
+    /// exactly one side runs the guest afterwards, and every page is verified.
+    Soak {
+        /// Migrations.
+        #[arg(long, default_value_t = 1000)]
+        moves: u64,
+        /// Of the acts and their moments; of the clock if not given.
+        #[arg(long)]
+        seed: Option<u64>,
+        /// Our binary; the one beside this program if not given.
+        #[arg(long)]
+        vmm: Option<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -89,6 +104,7 @@ fn main() -> ExitCode {
             alone,
             plot,
         })),
+        Table::Soak { moves, seed, vmm } => soak_words(moves, seed, vmm),
     };
     match printed {
         Ok(()) => ExitCode::SUCCESS,
@@ -97,6 +113,15 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn soak_words(moves: u64, seed: Option<u64>, vmm: Option<PathBuf>) -> Result<(), String> {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let seed = seed.unwrap_or_else(|| since.map_or(1, |since| since.as_micros() as u64));
+    let beside = std::env::current_exe().map_err(|error| error.to_string())?;
+    let vmm = vmm.unwrap_or_else(|| beside.with_file_name("vmm"));
+    println!("{}", soak::run(&soak::Wish { moves, seed, vmm })?);
+    Ok(())
 }
 
 /// A table as soon as it is there; the next one takes a while.

@@ -20,6 +20,12 @@ impl Sample {
         }
     }
 
+    /// So many per cent of them are no larger. `NaN` of nothing.
+    pub fn percentile(&self, percent: usize) -> f64 {
+        let at = (self.0.len() * percent).div_ceil(100).saturating_sub(1);
+        self.0.get(at).copied().unwrap_or(f64::NAN)
+    }
+
     /// The smallest. `NaN` of nothing.
     pub fn min(&self) -> f64 {
         self.0.first().copied().unwrap_or(f64::NAN)
@@ -48,6 +54,8 @@ mod tests {
         let sample: Sample = [9.0, 1.0, 5.0].into_iter().collect();
         let all = format!("{} {} {}", sample.min(), sample.median(), sample.max());
         assert_eq!(all, "1 5 9");
+        assert!((sample.percentile(99) - 9.0).abs() < f64::EPSILON);
+        assert!((sample.percentile(33) - 1.0).abs() < f64::EPSILON);
         let even: Sample = [4.0, 1.0, 2.0, 9.0].into_iter().collect();
         assert!((even.median() - 3.0).abs() < f64::EPSILON);
         assert!(Sample::default().median().is_nan());

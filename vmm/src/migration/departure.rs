@@ -46,7 +46,8 @@ impl Departures {
         let watch = guest.departures().claim()?;
         let moving = guest.clone();
         let depart = move || {
-            if let Err(error) = moving.departures().follow(&moving, &wish, &watch) {
+            let linger = Watch::wait_until_end_was_seen;
+            if let Err(error) = moving.departures().follow(&moving, &wish, &watch, linger) {
                 tracing::warn!(error = one_line(&error), "cannot migrate");
             }
         };
@@ -62,7 +63,7 @@ impl Departures {
     /// Move `guest` as `wish` says, and wait for the end of it.
     pub fn depart(&self, guest: &Arc<Guest>, wish: &Migrate) -> Result<Outcome, MigrationError> {
         let watch = self.claim()?;
-        self.follow(guest, wish, &watch)
+        self.follow(guest, wish, &watch, |_| ())
     }
 
     /// From here on [`Departures::latest`] is the new one.
@@ -83,10 +84,11 @@ impl Departures {
         guest: &Arc<Guest>,
         wish: &Migrate,
         watch: &Watch,
+        before_end: impl FnOnce(&Watch),
     ) -> Result<Outcome, MigrationError> {
         // A dry run is none of anybody's business.
         guest.set_migrating(!wish.dry_run);
-        let outcome = depart(guest, wish, watch);
+        let outcome = depart(guest, wish, watch, before_end);
         if let Err(error) = &outcome {
             watch.fail(error);
         }
@@ -96,7 +98,12 @@ impl Departures {
     }
 }
 
-fn depart(guest: &Arc<Guest>, wish: &Migrate, watch: &Watch) -> Result<Outcome, MigrationError> {
+fn depart(
+    guest: &Arc<Guest>,
+    wish: &Migrate,
+    watch: &Watch,
+    before_end: impl FnOnce(&Watch),
+) -> Result<Outcome, MigrationError> {
     let here = |error: &dyn std::error::Error| MigrationError::Here(one_line(error));
     let security = Security::from_dir(wish.tls_dir.as_deref().map(Path::new));
     let security = security.map_err(|error| here(&error))?;
@@ -130,15 +137,13 @@ fn depart(guest: &Arc<Guest>, wish: &Migrate, watch: &Watch) -> Result<Outcome, 
     };
     let outcome = source::migrate(wish, &security, moving, &mut driver, watch);
     let ending = match &outcome {
-        Outcome::Moved(_) => {
-            watch.wait_until_end_was_seen();
-            Some(Notice::Moved)
-        }
+        Outcome::Moved(_) => Some(Notice::Moved),
         Outcome::Lost(why) => Some(Notice::LeaseLost(why.clone())),
         Outcome::Stopped(_) => None,
         Outcome::Stayed(_) | Outcome::Rehearsed(_) => return Ok(outcome),
     };
     if let Some(ending) = ending {
+        before_end(watch);
         // Nobody listens only when the process ends anyway.
         let _ = guest.notices().send(ending);
     }

@@ -112,8 +112,9 @@ fn is_zero<B: vm_memory::bitmap::BitmapSlice>(page: &VolatileSlice<'_, B>) -> bo
     unsafe { libc::memcmp(guard.as_ptr().cast(), ZEROES.as_ptr().cast(), ZEROES.len()) == 0 }
 }
 
-/// A hash of all guest memory in which zero and untouched pages count alike.
-pub fn hash(memory: &GuestMemory) -> u64 {
+/// A hash of all guest memory in which zero and untouched pages count alike. `go_on` is asked
+/// between pieces.
+pub fn hash<E>(memory: &GuestMemory, go_on: impl Fn() -> Result<(), E>) -> Result<u64, E> {
     use vm_memory::{Address, GuestMemoryRegion};
     let touched = Touched::open().ok();
     let mut sum = 0u64;
@@ -122,6 +123,7 @@ pub fn hash(memory: &GuestMemory) -> u64 {
         let words = [u64::MAX; 8];
         let step = words.len() as u64 * 64 * PAGE_BYTES;
         for address in (base..base + region.len()).step_by(step as usize) {
+            go_on()?;
             for run in select(memory, address, &words, touched.as_ref()).pages {
                 for page in (0..u64::from(run.bytes)).step_by(PAGE_BYTES as usize) {
                     let at = GuestAddress(run.address + page);
@@ -132,7 +134,7 @@ pub fn hash(memory: &GuestMemory) -> u64 {
             }
         }
     }
-    sum
+    Ok(sum)
 }
 
 /// Depends on the page's place, so that swapped pages do not cancel out.
@@ -188,7 +190,7 @@ mod tests {
                     .write_obj(*value, GuestAddress(page * PAGE_BYTES))
                     .unwrap();
             }
-            hash(&memory)
+            hash(&memory, || Ok::<_, ()>(())).unwrap()
         };
         assert_eq!(hash_with(&[(1, 5)]), hash_with(&[(1, 5), (7, 0)]));
         assert_ne!(hash_with(&[(1, 5)]), hash_with(&[(2, 5)]));

@@ -278,7 +278,9 @@ impl Source<'_> {
         } else {
             self.send_and_save(driver, &dirty)
         }?;
-        let memory_hash = self.wish.verify.then(|| pages::hash(&self.session.memory));
+        let check = || self.watch.lifeline.check();
+        let hash = || pages::hash(&self.session.memory, check);
+        let memory_hash = self.wish.verify.then(hash).transpose()?;
         let state = StateFrame {
             machine,
             memory_hash,

@@ -10,7 +10,7 @@ use vmm_core::migration::{Phase, Progress};
 use super::MigrationError;
 use super::lifeline::Lifeline;
 
-/// The source's VMM ends after so long, whether or not somebody saw how it went.
+/// Whoever asked for a migration through the API looks at it within this, and as often.
 const LINGER_MAX: Duration = Duration::from_secs(1);
 const LINGER_POLL: Duration = Duration::from_millis(5);
 
@@ -23,6 +23,8 @@ pub struct Watch {
     /// What sent and skipped bytes will be at the end of the round.
     round_end_bytes: AtomicU64,
     pub(super) lifeline: Lifeline,
+    begun: Instant,
+    was_seen: AtomicBool,
     end_was_seen: AtomicBool,
 }
 
@@ -34,6 +36,8 @@ impl Default for Watch {
             skipped_bytes: AtomicU64::new(0),
             round_end_bytes: AtomicU64::new(0),
             lifeline: Lifeline::default(),
+            begun: Instant::now(),
+            was_seen: AtomicBool::new(false),
             end_was_seen: AtomicBool::new(false),
         }
     }
@@ -46,15 +50,19 @@ impl Watch {
         progress.sent_bytes = self.sent_bytes.load(Ordering::Relaxed);
         let end_bytes = self.round_end_bytes.load(Ordering::Relaxed);
         progress.left_bytes = end_bytes.saturating_sub(self.done_bytes());
+        self.was_seen.store(true, Ordering::Release);
         if progress.phase == Phase::Done {
             self.end_was_seen.store(true, Ordering::Release);
         }
         progress
     }
 
-    /// Leave whoever watches the migration the time to see how it ended.
+    /// Leave whoever watches the migration the time to see how it ended. One that nobody has
+    /// looked at since it was asked for is not waited for any longer.
     pub fn wait_until_end_was_seen(&self) {
-        let give_up = Instant::now() + LINGER_MAX;
+        let watched = self.was_seen.load(Ordering::Acquire);
+        let since = if watched { Instant::now() } else { self.begun };
+        let give_up = since + LINGER_MAX;
         while !self.end_was_seen.load(Ordering::Acquire) && Instant::now() < give_up {
             thread::sleep(LINGER_POLL);
         }

@@ -140,6 +140,14 @@ pub fn migrate(
     guest: &Arc<Guest>,
     change: impl FnOnce(&mut Migrate),
 ) -> Result<Moved, MigrationError> {
+    migrate_until(guest, change).0
+}
+
+/// The same, and when the source was through with it.
+pub fn migrate_until(
+    guest: &Arc<Guest>,
+    change: impl FnOnce(&mut Migrate),
+) -> (Result<Moved, MigrationError>, Instant) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut wish = wish(listener.local_addr().unwrap().to_string());
     change(&mut wish);
@@ -154,7 +162,9 @@ pub fn migrate(
         };
         target::receive(&listening, &mut arrival).map(|_| arrival.into_guest())
     });
-    match guest.departures().depart(guest, &wish)? {
+    let outcome = guest.departures().depart(guest, &wish);
+    let over = Instant::now();
+    let outcome = outcome.and_then(|outcome| match outcome {
         Outcome::Moved(summary) => {
             let arrived = arriving.join().unwrap()?;
             let guest = arrived.expect("the target says that it runs the guest");
@@ -176,7 +186,8 @@ pub fn migrate(
             Err(error)
         }
         other => panic!("{other:?}"),
-    }
+    });
+    (outcome, over)
 }
 
 /// How often something is repeated: so often, or as the environment says for a long run.

@@ -78,12 +78,21 @@ impl Guest {
         report.last_stop_since_ns(since_ns).unwrap_or(longest)
     }
 
-    /// Let it compare every page with what it must hold.
-    pub fn verify(&self) -> Result<(), String> {
+    /// Let it do again what it did before it was told to verify.
+    pub fn work_on(&self) -> Result<(), String> {
+        self.command(0)
+    }
+
+    fn command(&self, bits: u64) -> Result<(), String> {
         let command = self.report_at + offset_of!(Header, command) as u64;
         self.memory
-            .write_all_at(&(COMMAND_SWEEP | COMMAND_REST).to_le_bytes(), command)
-            .map_err(|error| format!("cannot command the probe: {error}"))?;
+            .write_all_at(&bits.to_le_bytes(), command)
+            .map_err(|error| format!("cannot command the probe: {error}"))
+    }
+
+    /// Let it compare every page with what it must hold.
+    pub fn verify(&self) -> Result<(), String> {
+        self.command(COMMAND_SWEEP | COMMAND_REST)?;
         let before = self.report()?;
         if before.fill_pages == 0 {
             return Ok(());

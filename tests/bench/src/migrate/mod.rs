@@ -4,7 +4,7 @@
 mod case;
 mod cpu;
 mod godwit;
-mod guest;
+pub mod guest;
 mod plot;
 mod qemu;
 mod reference;

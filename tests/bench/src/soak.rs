@@ -1,0 +1,261 @@
+//! `bench soak`: thousands of migrations of probe guests between our own processes, some
+//! cancelled and some with a side killed at a random moment. After each, exactly one side runs
+//! the guest (none, where a kill took it along), and every page holds what it must.
+
+mod sides;
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use vmm_core::migration::{Phase, Progress};
+
+use crate::stats::Sample;
+use sides::Side;
+
+/// What a guest may be doing; the next one is begun when a kill took the last along.
+const SETTINGS: [&str; 3] = [
+    "cpus=1 fill_mib=1",
+    "cpus=1 fill_mib=16 hot_mib=4 rate_mib_s=50",
+    "cpus=2 fill_mib=24 hot_mib=16 rate_mib_s=max",
+];
+/// Nothing that is waited for takes longer.
+const LIMIT: Duration = Duration::from_mins(1);
+const POLL: Duration = Duration::from_millis(1);
+/// A target beside a source that runs the guest has so long to say that it does, too.
+const UNCALLED: Duration = Duration::from_millis(100);
+/// Acts come within this share of the time that the last undisturbed migration took.
+const BEYOND_THE_END: f64 = 1.3;
+/// Shares of all migrations, in per cent.
+const CANCELLED_PERCENT: u64 = 25;
+const TARGET_KILLED_PERCENT: u64 = 10;
+const SOURCE_KILLED_PERCENT: u64 = 10;
+
+/// What disturbs a migration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Act {
+    Nothing,
+    Cancel,
+    KillTarget,
+    KillSource,
+}
+
+/// What was seen.
+#[derive(Default)]
+struct Counts {
+    moved: u64,
+    stayed: u64,
+    lost: u64,
+    cancels: u64,
+    kills: u64,
+    blackout_ms: Sample,
+    cancel_ms: Sample,
+}
+
+/// xorshift64: the same seed draws the same acts.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit.max(1)
+    }
+
+    fn act(&mut self) -> Act {
+        const TARGET: u64 = CANCELLED_PERCENT + TARGET_KILLED_PERCENT;
+        const SOURCE: u64 = TARGET + SOURCE_KILLED_PERCENT;
+        match self.below(100) {
+            0..CANCELLED_PERCENT => Act::Cancel,
+            CANCELLED_PERCENT..TARGET => Act::KillTarget,
+            TARGET..SOURCE => Act::KillSource,
+            _ => Act::Nothing,
+        }
+    }
+}
+
+/// How much of it.
+pub struct Wish {
+    /// Migrations.
+    pub moves: u64,
+    /// Of the acts and their moments.
+    pub seed: u64,
+    /// Our binary.
+    pub vmm: PathBuf,
+}
+
+/// Move guests to and fro; what was seen, in words.
+pub fn run(wish: &Wish) -> Result<String, String> {
+    let dir = tempfile::tempdir().map_err(|error| format!("cannot make a directory: {error}"))?;
+    let kernel = dir.path().join("probe");
+    std::fs::write(&kernel, probe::IMAGE)
+        .map_err(|error| format!("cannot write the probe: {error}"))?;
+    println!("bench soak --moves {} --seed {}", wish.moves, wish.seed);
+    let began = Instant::now();
+    let mut soak = Soak {
+        vmm: &wish.vmm,
+        kernel: &kernel,
+        random: Random(wish.seed | 1),
+        usual: Duration::from_millis(100),
+        counts: Counts::default(),
+    };
+    let mut source = None;
+    for number in 1..=wish.moves {
+        let act = soak.random.act();
+        let longest_us = soak.usual.mul_f64(BEYOND_THE_END).as_micros() as u64;
+        let moment = Duration::from_micros(soak.random.below(longest_us));
+        source = soak
+            .one(source, act, moment)
+            .map_err(|why| format!("migration {number} ({act:?} after {moment:?}): {why}"))?;
+    }
+    Ok(soak.counts.words(wish, began.elapsed()))
+}
+
+struct Soak<'a> {
+    vmm: &'a Path,
+    kernel: &'a Path,
+    random: Random,
+    usual: Duration,
+    counts: Counts,
+}
+
+impl Soak<'_> {
+    /// One migration; who has the guest afterwards.
+    fn one(
+        &mut self,
+        source: Option<Side>,
+        act: Act,
+        moment: Duration,
+    ) -> Result<Option<Side>, String> {
+        let mut source = match source {
+            Some(source) => source,
+            None => {
+                let which = self.random.below(SETTINGS.len() as u64) as usize;
+                Side::boot(self.vmm, self.kernel, SETTINGS[which])?
+            }
+        };
+        let mut target = Side::receive(self.vmm)?;
+        let began = Instant::now();
+        source.migrate_to(&target, self.random.below(2) == 0)?;
+        thread::sleep(moment.saturating_sub(began.elapsed()));
+        match act {
+            Act::Nothing => {}
+            Act::Cancel => self.cancel(&source)?,
+            Act::KillTarget => target.kill(),
+            Act::KillSource => source.kill(),
+        }
+        let last = follow(&source)?;
+        if let (Act::Nothing, Some(summary)) = (act, last.as_ref().and_then(|l| l.summary.as_ref()))
+        {
+            self.usual = began.elapsed();
+            self.counts
+                .blackout_ms
+                .push(summary.guest_blackout_us as f64 / 1000.0);
+        }
+        self.settle(act, source, target, last.map(|last| last.phase))
+    }
+
+    fn cancel(&mut self, source: &Side) -> Result<(), String> {
+        let asked = Instant::now();
+        source.cancel();
+        let last = follow(source)?;
+        if last.is_some_and(|last| last.phase == Phase::Failed) {
+            source.wait_running()?;
+            let took = asked.elapsed().as_secs_f64() * 1000.0;
+            self.counts.cancel_ms.push(took);
+        }
+        Ok(())
+    }
+
+    /// Exactly one side has the guest, or none for a reason.
+    fn settle(
+        &mut self,
+        act: Act,
+        source: Side,
+        mut target: Side,
+        phase: Option<Phase>,
+    ) -> Result<Option<Side>, String> {
+        match act {
+            Act::Nothing => {}
+            Act::Cancel => self.counts.cancels += 1,
+            Act::KillTarget | Act::KillSource => self.counts.kills += 1,
+        }
+        let here = source.runs();
+        // It answers only once a guest is there. One that gets none ends, unless nobody called.
+        let there = if here {
+            target.runs_within(UNCALLED)
+        } else {
+            target.runs()
+        };
+        let keeper = match (here, there) {
+            (true, true) => return Err("both sides run it".to_owned()),
+            (true, false) => {
+                self.counts.stayed += 1;
+                source
+            }
+            (false, true) => {
+                self.counts.moved += 1;
+                target
+            }
+            (false, false) if matches!(act, Act::KillTarget | Act::KillSource) => {
+                self.counts.lost += 1;
+                return Ok(None);
+            }
+            (false, false) => return Err(format!("nobody runs it; the source says {phase:?}")),
+        };
+        if act == Act::Nothing && here {
+            return Err("it stayed though nothing was in its way".to_owned());
+        }
+        keeper.verify()?;
+        Ok(Some(keeper))
+    }
+}
+
+/// Until it is over; `None` when the source has ended.
+fn follow(source: &Side) -> Result<Option<Progress>, String> {
+    let give_up = Instant::now() + LIMIT;
+    while let Some(progress) = source.progress() {
+        if matches!(
+            progress.phase,
+            Phase::Done | Phase::Failed | Phase::Uncertain
+        ) {
+            return Ok(Some(progress));
+        }
+        if Instant::now() > give_up {
+            return Err(format!("it does not end: {progress:?}"));
+        }
+        thread::sleep(POLL);
+    }
+    Ok(None)
+}
+
+impl Counts {
+    fn words(&self, wish: &Wish, took: Duration) -> String {
+        let mut words = format!(
+            "{} migrations in {:.0} s, seed {}: {} moved, {} stayed, {} lost with a killed side; \
+             {} cancels, {} kills; never two sides, every page verified\n",
+            wish.moves,
+            took.as_secs_f64(),
+            wish.seed,
+            self.moved,
+            self.stayed,
+            self.lost,
+            self.cancels,
+            self.kills
+        );
+        let mut line = |name: &str, sample: &Sample| {
+            let _ = writeln!(
+                words,
+                "{name} ms: median {:.1}, p99 {:.1}, max {:.1}",
+                sample.median(),
+                sample.percentile(99),
+                sample.max()
+            );
+        };
+        line("blackout", &self.blackout_ms);
+        line("cancel until it runs freely", &self.cancel_ms);
+        words
+    }
+}

@@ -129,12 +129,11 @@ impl Soak<'_> {
         act: Act,
         moment: Duration,
     ) -> Result<Option<Side>, String> {
-        let mut source = match source {
-            Some(source) => source,
-            None => {
-                let which = self.random.below(SETTINGS.len() as u64) as usize;
-                Side::boot(self.vmm, self.kernel, SETTINGS[which])?
-            }
+        let mut source = if let Some(source) = source {
+            source
+        } else {
+            let which = self.random.below(SETTINGS.len() as u64) as usize;
+            Side::boot(self.vmm, self.kernel, SETTINGS[which])?
         };
         let mut target = Side::receive(self.vmm)?;
         let began = Instant::now();

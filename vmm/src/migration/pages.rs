@@ -2,12 +2,14 @@
 //! that are zero only by name.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 
+use vm_memory::bitmap::{AtomicBitmap, BitmapSlice, RefSlice};
 use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 use super::dirty::PAGE_BYTES;
-use super::wire::Run;
+use super::wire::{self, Run};
 use crate::memory::GuestMemory;
 
 // Documentation/admin-guide/mm/pagemap.rst
@@ -19,7 +21,7 @@ pub struct Touched(File);
 
 impl Touched {
     /// Look at this process.
-    pub fn open() -> std::io::Result<Self> {
+    pub fn open() -> io::Result<Self> {
         File::open("/proc/self/pagemap").map(Self)
     }
 
@@ -40,6 +42,9 @@ impl Touched {
             .collect()
     }
 }
+
+/// A stretch of guest memory.
+pub type Place<'a> = VolatileSlice<'a, RefSlice<'a, AtomicBitmap>>;
 
 /// What of a stretch of memory has to travel.
 #[derive(Debug, Default)]
@@ -105,11 +110,34 @@ fn append(runs: &mut Vec<Run>, address: u64) {
 static ZEROES: [u8; PAGE_BYTES as usize] = [0; PAGE_BYTES as usize];
 
 /// Is the page zero? The C library compares with the widest registers that the processor has.
-fn is_zero<B: vm_memory::bitmap::BitmapSlice>(page: &VolatileSlice<'_, B>) -> bool {
+fn is_zero<B: BitmapSlice>(page: &VolatileSlice<'_, B>) -> bool {
     let guard = page.ptr_guard();
     // SAFETY: both ranges have PAGE_BYTES bytes. The guest may write meanwhile; whatever the
     // comparison says then, the page is logged as dirty and will be looked at again.
     unsafe { libc::memcmp(guard.as_ptr().cast(), ZEROES.as_ptr().cast(), ZEROES.len()) == 0 }
+}
+
+/// Where the pages of a frame go whose table of runs this is.
+pub fn places<'a>(memory: &'a GuestMemory, table: &[u8]) -> io::Result<Vec<Place<'a>>> {
+    let runs = wire::runs(table, PAGE_BYTES)?;
+    let place = |run: &Run| memory.get_slice(GuestAddress(run.address), run.bytes as usize);
+    let places = runs.iter().map(place);
+    places.collect::<Result<_, _>>().map_err(io::Error::other)
+}
+
+/// Zero the pages of a frame whose table of runs this is. Those that were never touched here cost
+/// no memory.
+pub fn clear(memory: &GuestMemory, table: &[u8]) -> io::Result<()> {
+    for place in places(memory, table)? {
+        for page in (0..place.len()).step_by(PAGE_BYTES as usize) {
+            let page = place.subslice(page, PAGE_BYTES as usize);
+            let page = page.map_err(io::Error::other)?;
+            if !is_zero(&page) {
+                page.copy_from(&ZEROES[..]);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A hash of all guest memory in which zero and untouched pages count alike. `go_on` is asked
@@ -138,7 +166,7 @@ pub fn hash<E>(memory: &GuestMemory, go_on: impl Fn() -> Result<(), E>) -> Resul
 }
 
 /// Depends on the page's place, so that swapped pages do not cancel out.
-fn hash_page<B: vm_memory::bitmap::BitmapSlice>(address: u64, page: &VolatileSlice<'_, B>) -> u64 {
+fn hash_page<B: BitmapSlice>(address: u64, page: &VolatileSlice<'_, B>) -> u64 {
     let mut copy = [0u8; PAGE_BYTES as usize];
     page.copy_to(&mut copy[..]);
     let (low, high) = copy.split_at(copy.len() / 2);

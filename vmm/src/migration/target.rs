@@ -15,14 +15,12 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use storage_core::record::Holder;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vmm_core::migration::CONNECTIONS_MAX;
 
 use super::MigrationError;
-use super::dirty::PAGE_BYTES;
 use super::pages;
 use super::stream::{Security, Stream};
-use super::wire::{self, Accept, Hello, Kind, Ready, Run, Running, StateFrame, Token};
+use super::wire::{self, Accept, Hello, Kind, Ready, Running, StateFrame, Token};
 use crate::lease::Verdict;
 use crate::memory::GuestMemory;
 
@@ -297,24 +295,8 @@ fn receive_frame(stream: &mut Stream, memory: &GuestMemory) -> std::io::Result<O
     let (header, table) = wire::receive(stream)?;
     match header.kind {
         Kind::End => return Ok(Some(header.round)),
-        Kind::Pages => {
-            let runs = wire::runs(&table, PAGE_BYTES)?;
-            let slices = runs.iter().map(|run: &Run| {
-                memory
-                    .get_slice(GuestAddress(run.address), run.bytes as usize)
-                    .map_err(std::io::Error::other)
-            });
-            let slices: Vec<_> = slices.collect::<Result<_, _>>()?;
-            stream.receive_pages(&slices)?;
-        }
-        Kind::Zero => {
-            for run in wire::runs(&table, PAGE_BYTES)? {
-                let zeroes = vec![0; run.bytes as usize];
-                memory
-                    .write_slice(&zeroes, GuestAddress(run.address))
-                    .map_err(std::io::Error::other)?;
-            }
-        }
+        Kind::Pages => stream.receive_pages(&pages::places(memory, &table)?)?,
+        Kind::Zero => pages::clear(memory, &table)?,
         other => {
             return Err(std::io::Error::other(format!(
                 "{other:?} does not belong among pages"

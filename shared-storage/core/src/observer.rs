@@ -260,6 +260,15 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_steps_back_starts_anew() {
+        let mut observer = Observer::default();
+        watch(&mut observer, 0, 2000, 7, Some(1));
+        assert!(observer.silent_us() > 0);
+        watch(&mut observer, 500, 700, 7, Some(1));
+        assert!(observer.silent_us() <= 200_000, "{}", observer.silent_us());
+    }
+
+    #[test]
     fn a_slow_answer_starts_anew() {
         let mut observer = Observer::default();
         watch(&mut observer, 0, 1001, 1, Some(1));

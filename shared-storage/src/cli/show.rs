@@ -34,7 +34,9 @@ struct Status<'a> {
     cluster: &'a ClusterFile,
     leader: Option<LeaseRecord>,
     hosts: Vec<HostStatus>,
-    file_system: Capabilities,
+    /// Found by writing, which a datastore that is full or read-only refuses.
+    file_system: Option<Capabilities>,
+    file_system_error: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -71,18 +73,21 @@ pub(super) fn status(cli: &Cli, store: &Datastore, watch_ms: u64) -> Result<Exit
             error,
         }
     });
+    let (file_system, file_system_error) = match Capabilities::probe(store) {
+        Ok(found) => (Some(found), None),
+        Err(error) => (None, Some(error.to_string())),
+    };
     let status = Status {
         cluster: store.cluster(),
         leader: store.leader_lease().last()?,
         hosts: hosts.collect(),
-        file_system: Capabilities::probe(store)?,
+        file_system,
+        file_system_error,
     };
     answer(cli, &status, || status_text(store, &status))
 }
 
 fn status_text(store: &Datastore, status: &Status<'_>) -> String {
-    let found = &status.file_system;
-    let yes = |yes| if yes { "yes" } else { "no" };
     let leader = status.leader.as_ref();
     let mut lines = vec![
         format!(
@@ -94,6 +99,20 @@ fn status_text(store: &Datastore, status: &Status<'_>) -> String {
             "leader       {}",
             leader.map_or("nobody yet".into(), holder_text)
         ),
+    ];
+    lines.extend(status.file_system.iter().flat_map(can_do));
+    let host = |host: &HostStatus| format!("host         {:<16} {}", host.host, host.state());
+    lines.extend(status.hosts.iter().map(host));
+    let advice = status.file_system.iter().flat_map(|found| &found.advice);
+    lines.extend(advice.map(|advice| format!("advice       {advice}")));
+    let wrong = status.file_system_error.iter();
+    lines.extend(wrong.map(|error| format!("WRONG        {error}")));
+    lines.join("\n")
+}
+
+fn can_do(found: &Capabilities) -> [String; 4] {
+    let yes = |yes| if yes { "yes" } else { "no" };
+    [
         format!("clones       {}", yes(found.reflink)),
         format!("OFD locks    {}", yes(found.ofd_locks)),
         format!("direct I/O   {}", yes(found.direct_io)),
@@ -101,16 +120,7 @@ fn status_text(store: &Datastore, status: &Status<'_>) -> String {
             "takeover     {} ms after the last heartbeat",
             found.takeover_ms
         ),
-    ];
-    let host = |host: &HostStatus| format!("host         {:<16} {}", host.host, host.state());
-    lines.extend(status.hosts.iter().map(host));
-    lines.extend(
-        found
-            .advice
-            .iter()
-            .map(|advice| format!("advice       {advice}")),
-    );
-    lines.join("\n")
+    ]
 }
 
 impl HostStatus {
@@ -216,10 +226,17 @@ struct Checked {
 }
 
 pub(super) fn check(cli: &Cli, store: &Datastore) -> Result<ExitCode, CliError> {
-    let found = Capabilities::probe(store)?;
+    let mut wrong: Vec<String> = store.validate()?.iter().map(ToString::to_string).collect();
+    let advice = match Capabilities::probe(store) {
+        Ok(found) => found.advice,
+        Err(error) => {
+            wrong.push(error.to_string());
+            Vec::new()
+        }
+    };
     let checked = Checked {
-        wrong: store.validate()?.iter().map(ToString::to_string).collect(),
-        advice: found.advice,
+        wrong,
+        advice,
         leftovers: store
             .leftovers()?
             .iter()

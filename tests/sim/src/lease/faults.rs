@@ -66,7 +66,7 @@ impl World {
                     .at(until_us.saturating_sub(1), Step::ClockThaw { host, own_us });
             }
             Fault::ClockJump { host, by_us } => {
-                let own_us = self.own_us(host) + by_us;
+                let own_us = self.own_us(host).saturating_add_signed(by_us);
                 self.hosts[host].clock.set(now_us, own_us);
             }
             Fault::Cut { host, for_us } => {

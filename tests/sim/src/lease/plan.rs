@@ -25,8 +25,8 @@ pub enum Fault {
     },
     /// Everything stands still, the clock too.
     Stop { host: usize, for_us: u64 },
-    /// The clock jumps forward.
-    ClockJump { host: usize, by_us: u64 },
+    /// The clock jumps, forward or back.
+    ClockJump { host: usize, by_us: i64 },
     /// The host's way to the storage is cut.
     Cut { host: usize, for_us: u64 },
     /// The storage answers nobody.
@@ -116,10 +116,9 @@ impl Plan {
                 if rng.chance(500) {
                     Fault::Stop { host, for_us }
                 } else {
-                    Fault::ClockJump {
-                        host,
-                        by_us: for_us,
-                    }
+                    let by_us = for_us.cast_signed();
+                    let by_us = if rng.chance(500) { by_us } else { -by_us };
+                    Fault::ClockJump { host, by_us }
                 }
             }
             5..=7 => Fault::Cut { host, for_us },

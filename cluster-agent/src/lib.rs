@@ -21,5 +21,6 @@ pub mod migration;
 pub mod network;
 pub mod picture;
 pub mod policy;
+pub mod priority;
 pub mod reader;
 pub mod rules;

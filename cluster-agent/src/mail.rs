@@ -21,8 +21,10 @@ use crate::http::client::{Client, Endpoint};
 
 /// Where members take mail.
 pub const MAIL_PATH: &str = "/member/mail";
+/// A peer that has not greeted us by then is tried anew.
+const GREETING_LIMIT: Duration = Duration::from_secs(4);
 /// Mail that is not taken by then is lost.
-const DELIVERY_LIMIT: Duration = Duration::from_secs(1);
+const DELIVERY_LIMIT: Duration = Duration::from_secs(2);
 /// Messages that may wait for one peer.
 const QUEUE_MAX: usize = 64;
 
@@ -101,7 +103,12 @@ async fn deliver(me: HostId, endpoint: Endpoint, mut waiting: mpsc::Receiver<Mes
             from: me.clone(),
             message,
         };
-        let delivery = client.call::<()>(Method::POST, MAIL_PATH, Some(&letter));
+        let delivery = async {
+            client.ready(GREETING_LIMIT).await?;
+            client
+                .call::<()>(Method::POST, MAIL_PATH, Some(&letter))
+                .await
+        };
         if let Err(error) = delivery.await {
             debug!(%error, "a message is lost");
             while waiting.try_recv().is_ok() {}

@@ -4,11 +4,11 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use cluster_agent::config::Config;
-use cluster_agent::daemon;
+use cluster_agent::{daemon, priority};
+use tokio::runtime::Runtime;
 use tracing_subscriber::EnvFilter;
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let config = Config::parse();
     let filter = EnvFilter::try_from_env("GODWIT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
@@ -16,7 +16,16 @@ async fn main() -> ExitCode {
         .with_ansi(false)
         .with_writer(std::io::stderr)
         .init();
-    match daemon::run(config).await {
+    // Before the runtime starts its threads, which inherit it.
+    priority::before_guests();
+    let ran = match Runtime::new() {
+        Ok(runtime) => runtime.block_on(daemon::run(config)),
+        Err(error) => {
+            eprintln!("cluster-agent: cannot start threads: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match ran {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("cluster-agent: {error}");

@@ -14,6 +14,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::Host;
 use crate::http::client::{Client, Endpoint};
+use crate::priority;
 
 /// A VMM answers its control socket at once; one that does not is stuck.
 const CONTROL_LIMIT: Duration = Duration::from_secs(5);
@@ -93,7 +94,7 @@ fn begin(mut command: Command, host: &Host, guest: &str, run_dir: &Path) -> io::
         .stderr(log)
         // A group of its own: signals to the agent's are not meant for guests.
         .process_group(0);
-    let mut child = command.spawn().map_err(|error| {
+    let mut child = priority::as_a_guest(|| command.spawn()).map_err(|error| {
         let vmm = host.vmm.display();
         io::Error::new(error.kind(), format!("cannot run {vmm}: {error}"))
     })?;

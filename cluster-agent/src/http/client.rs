@@ -145,6 +145,27 @@ impl Client {
             .map_err(|_| self.timed_out())?
     }
 
+    /// Make the connection if there is none, within `limit` instead of what a call may take: on a
+    /// host that has no processor to spare, greeting each other takes longest, and to give it up
+    /// half-way and begin anew would only cost more of what is short.
+    pub async fn ready(&self, limit: Duration) -> Result<(), CallError> {
+        let work = async {
+            let mut connection = self.connection.lock().await;
+            let sender = match still_good(connection.take()).await {
+                Some(kept) => kept,
+                None => self.connect().await.map_err(|e| self.unreachable(e))?,
+            };
+            *connection = Some(sender);
+            Ok(())
+        };
+        tokio::time::timeout(limit, work)
+            .await
+            .map_err(|_| CallError::TimedOut {
+                endpoint: self.endpoint.to_string(),
+                limit,
+            })?
+    }
+
     /// Open a stream of server-sent events; its lines are the caller's to read.
     pub async fn stream(&self, path: &str) -> Result<Incoming, CallError> {
         let response = self.send(Method::GET, path, None::<&()>).await?;

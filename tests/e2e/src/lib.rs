@@ -46,6 +46,7 @@ pub const ALL: &[Scenario] = scenarios![
     survival::survival_the_last_host_of_three_brings_everything_back,
     survival::survival_two_hosts_need_no_third,
     survival::survival_a_thawed_host_gives_up_its_guest,
+    survival::survival_a_host_without_storage_gives_up_its_guest,
     survival::survival_what_spares_the_guest_restarts_nothing,
     leases::leases_one_wins_every_race,
     leases::leases_a_power_cut_moves_the_guest,

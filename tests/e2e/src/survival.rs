@@ -70,6 +70,15 @@ impl<'lab> Stage<'lab> {
         self.witness.finds_every_number()
     }
 
+    /// The copy on a host that could act no more ends when it sees the lease again.
+    fn old_copy_ends(&self) -> lab::Result<()> {
+        eventually("the old copy ending", || {
+            (!runs_a_vmm(self.home)).then_some(())
+        })?;
+        self.cluster.all_well()?;
+        Ok(())
+    }
+
     fn witness_host(&self) -> &'lab Host {
         self.others[self.others.len() - 1]
     }
@@ -129,12 +138,8 @@ pub fn survival_a_thawed_host_gives_up_its_guest(lab: &Lab) -> Outcome {
     let from = stage.witness_host();
     Page::await_one(from, ADDRESS, |page| page.boot != stage.before.boot)?;
     stage.home.thaw()?;
-    eventually("the old copy ending", || {
-        (!runs_a_vmm(stage.home)).then_some(())
-    })?;
-    stage.cluster.all_well()?;
-    stage.restarted_elsewhere()?;
-    Ok(())
+    stage.old_copy_ends()?;
+    Ok(stage.restarted_elsewhere()?)
 }
 
 /// What is no reason to restart a guest restarts none: a cut management cable, a power cut of the
@@ -170,4 +175,16 @@ pub fn survival_what_spares_the_guest_restarts_nothing(lab: &Lab) -> Outcome {
         (!runs_a_vmm(stage.home)).then_some(())
     })?;
     Ok(())
+}
+
+/// A host loses its storage cable for longer than its leases last: its guest runs elsewhere, and
+/// the copy that was left ends when it sees the lease again.
+pub fn survival_a_host_without_storage_gives_up_its_guest(lab: &Lab) -> Outcome {
+    let stage = Stage::set(lab.hosts())?;
+    stage.home.cut(Cable::Storage, Direction::Both);
+    let from = stage.witness_host();
+    Page::await_one(from, ADDRESS, |page| page.boot != stage.before.boot)?;
+    stage.home.heal(Cable::Storage, Direction::Both);
+    stage.old_copy_ends()?;
+    Ok(stage.restarted_elsewhere()?)
 }

@@ -32,7 +32,7 @@ impl<'lab> Witness<'lab> {
         at.run(&format!("rm -f /var/log/{name}.log"))?;
         let group = at.spawn(
             &name,
-            &format!("while :; do wget -q -T 2 -O - http://{address}/; sleep 0.2; done"),
+            &format!("while :; do timeout 3 wget -q -O - http://{address}/; sleep 0.2; done"),
         )?;
         Ok(Self {
             at,

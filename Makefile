@@ -34,6 +34,25 @@ install = missing=$$(for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/
 build: packages ## Build everything that ships, in the profile that ships
 	cargo build --release --workspace --bins
 
+PREFIX ?= /usr/local
+BIN = $(DESTDIR)$(PREFIX)/bin
+SHARE = $(DESTDIR)$(PREFIX)/share
+ETC = $(DESTDIR)/etc
+
+.PHONY: install
+install: ## Put programs, systemd unit and completions in place, after `make build` (DESTDIR, PREFIX)
+	install -d $(BIN) $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions \
+		$(SHARE)/fish/vendor_completions.d $(ETC)/godwit $(ETC)/systemd/system
+	install -m 755 $(addprefix target/release/,vmm cluster-agent godwit godwit-store) $(BIN)
+	sed 's,/usr/local/bin,$(PREFIX)/bin,' cluster-agent/systemd/cluster-agent.service \
+		> $(ETC)/systemd/system/cluster-agent.service
+	[ -e $(ETC)/godwit/agent.env ] || install -m 644 cluster-agent/systemd/agent.env $(ETC)/godwit
+	install -d $(SHARE)/doc/godwit
+	install -m 644 cluster-agent/systemd/datastore.conf docs/operations.md $(SHARE)/doc/godwit
+	target/release/godwit completions bash > $(SHARE)/bash-completion/completions/godwit
+	target/release/godwit completions zsh > $(SHARE)/zsh/site-functions/_godwit
+	target/release/godwit completions fish > $(SHARE)/fish/vendor_completions.d/godwit.fish
+
 .PHONY: images
 images: packages ## Make the guests' images, from Debian packages
 	guest-images/linux/build all

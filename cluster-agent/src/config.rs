@@ -25,19 +25,19 @@ pub struct Config {
     #[arg(long, env = "GODWIT_ADDRESS")]
     pub address: Option<IpAddr>,
     /// Port for other agents and remote operators.
-    #[arg(long, default_value_t = PORT)]
+    #[arg(long, env = "GODWIT_PORT", default_value_t = PORT)]
     pub port: u16,
     /// Directory for sockets and what must not outlive a boot.
-    #[arg(long, default_value = DEFAULT_RUN_DIR)]
+    #[arg(long, env = "GODWIT_RUN_DIR", default_value = DEFAULT_RUN_DIR)]
     pub run_dir: PathBuf,
     /// Bridge that guests are attached to; created when it is not there.
-    #[arg(long, default_value = "br0")]
+    #[arg(long, env = "GODWIT_BRIDGE", default_value = "br0")]
     pub bridge: String,
     /// The VMM to run guests with [default: vmm beside this program].
-    #[arg(long)]
+    #[arg(long, env = "GODWIT_VMM")]
     pub vmm: Option<PathBuf>,
     /// Name of the cluster, if this host creates it.
-    #[arg(long, default_value = "godwit")]
+    #[arg(long, env = "GODWIT_CLUSTER_NAME", default_value = "godwit")]
     pub cluster_name: String,
 }
 

@@ -27,6 +27,7 @@ use crate::mail::Outbox;
 use crate::network::{Bridge, NetworkError};
 use crate::picture::Picture;
 use crate::reader::{self, Nudge};
+use crate::systemd::Manager;
 
 /// The first heartbeat must reach the datastore within this.
 const JOIN_LIMIT: Duration = Duration::from_secs(30);
@@ -65,6 +66,7 @@ fn host_error(act: &'static str, object: impl ToString) -> impl FnOnce(io::Error
 
 /// Run the agent until it is told to stop. Guests run on.
 pub async fn run(config: Config) -> Result<(), DaemonError> {
+    let manager = Manager::from_env();
     let mut facts =
         HostFacts::discover(config.address).map_err(host_error("look at", "this host"))?;
     if let Some(name) = &config.name {
@@ -109,7 +111,9 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     reader::start(store.clone(), driver.clone(), nudge.clone())
         .map_err(host_error("start", "the reader of the datastore"))?;
     let outbox = Outbox::new(facts.name.clone(), tls.client.clone());
-    tokio::spawn(Driver::new(host.clone(), outbox, history, picture).run(inputs));
+    tokio::spawn(
+        Driver::new(host.clone(), outbox, history, picture, manager.watchdog()).run(inputs),
+    );
 
     let api = Arc::new(Api {
         store,
@@ -125,7 +129,9 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     tokio::spawn(axum::serve(local_api, public).into_future());
     tokio::spawn(axum::serve(member_api, member).into_future());
     info!(host = facts.name, %address, socket = %config.socket().display(), "is here");
+    manager.ready(&format!("{} answers at {address}", facts.name));
     wait_for_stop().await;
+    manager.stopping();
     info!("goes; its guests run on");
     Ok(())
 }

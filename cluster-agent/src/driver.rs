@@ -25,6 +25,7 @@ use crate::mail::{Letter, Outbox};
 use crate::migration::departure::Departure;
 use crate::migration::view::{Berth, MigrationView, Ordered};
 use crate::picture::Picture;
+use crate::systemd::Watchdog;
 
 /// The brain is told the time so often.
 const TICK: Duration = Duration::from_millis(50);
@@ -97,6 +98,7 @@ pub struct Driver {
     picture: watch::Sender<Picture>,
     drawn: Instant,
     measured: Instant,
+    watchdog: Watchdog,
 }
 
 impl Driver {
@@ -106,6 +108,7 @@ impl Driver {
         outbox: Outbox,
         history: Arc<History>,
         picture: watch::Sender<Picture>,
+        watchdog: Watchdog,
     ) -> Self {
         let local = host.keeper.host();
         let me = local.name().to_owned();
@@ -123,6 +126,7 @@ impl Driver {
             picture,
             drawn: Instant::now(),
             measured: Instant::now(),
+            watchdog,
         }
     }
 
@@ -167,6 +171,7 @@ impl Driver {
             self.leadership = None;
         }
         self.step(now_us, Event::Tick);
+        self.watchdog.feed();
     }
 
     fn sightings(&self) -> Vec<Event> {

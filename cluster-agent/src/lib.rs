@@ -24,3 +24,4 @@ pub mod policy;
 pub mod priority;
 pub mod reader;
 pub mod rules;
+pub mod systemd;

@@ -1,0 +1,123 @@
+//! An agent of a cluster of one host, in a directory of its own.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use cluster_agent::api::views::ClusterView;
+use cluster_agent::http::client::{Client, Endpoint};
+use hyper::Method;
+use tempfile::TempDir;
+
+const CALL_LIMIT: Duration = Duration::from_secs(30);
+/// An agent leads within this, on the busiest machine.
+const LEAD_LIMIT: Duration = Duration::from_mins(2);
+const POLL: Duration = Duration::from_millis(100);
+
+/// A running agent; ends with its value.
+pub struct Agent {
+    child: Child,
+    dir: TempDir,
+    pub port: u16,
+    bridge: String,
+}
+
+impl Agent {
+    /// Start one, unless this process may not make bridges.
+    pub fn start(environment: &[(&str, &str)]) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIPPED: only root can make the bridge that an agent needs");
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("store")).unwrap();
+        let port = free_port();
+        let bridge = format!("gwt{port}");
+        let log = std::fs::File::create(dir.path().join("log")).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_cluster-agent"))
+            .env_remove("GODWIT_LOG")
+            .envs(environment.iter().copied())
+            .args(["--name", "a", "--address", "127.0.0.1", "--bridge", &bridge])
+            .args(["--port", &port.to_string()])
+            .arg("--datastore")
+            .arg(dir.path().join("store"))
+            .arg("--run-dir")
+            .arg(dir.path().join("run"))
+            .stderr(log)
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        Some(Self {
+            child,
+            dir,
+            port,
+            bridge,
+        })
+    }
+
+    /// Where things can be put beside it.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir().join("run/agent.sock")
+    }
+
+    /// Calls over the local socket.
+    pub fn local(&self) -> Client {
+        Client::new(Endpoint::Unix(self.socket()), CALL_LIMIT)
+    }
+
+    /// Wait until it leads its cluster.
+    pub async fn leads(&self) {
+        let give_up = Instant::now() + LEAD_LIMIT;
+        let client = self.local();
+        loop {
+            let view = client.call::<ClusterView>(Method::GET, "/v1/cluster", None::<&()>);
+            if view.await.is_ok_and(|view| view.leader.is_some()) {
+                return;
+            }
+            assert!(Instant::now() < give_up, "does not lead:\n{}", self.log());
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir().join("log")).unwrap_or_default()
+    }
+
+    /// Ask it to end, and see it end well.
+    pub fn stop(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "{status}:\n{}", self.log());
+    }
+
+    /// The operator's command, on the local socket.
+    pub fn godwit(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_godwit"))
+            .env("GODWIT_SOCKET", self.socket())
+            .args(arguments)
+            .output()
+            .unwrap()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = Command::new("ip")
+            .args(["link", "delete", &self.bridge])
+            .status();
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}

@@ -1,0 +1,6 @@
+//! One agent as a process, seen from outside: by systemd, by operators near and far.
+//!
+//! Needs the right to make a bridge; says so and passes where that is missing.
+
+mod agent;
+mod systemd;

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+use axum::middleware;
 use shared_storage::clock::LocalHost;
 use shared_storage::trust::tls::MutualTls;
 use shared_storage::trust::{Authority, TrustError};
@@ -21,6 +22,9 @@ use crate::driver::{Driver, INPUTS_MAX};
 use crate::guests::Host;
 use crate::history::History;
 use crate::host_facts::HostFacts;
+use crate::http::connection::Peer;
+use crate::http::gate::gate;
+use crate::http::refusals;
 use crate::http::server::{TlsListener, bind_unix};
 use crate::inventory::HostFile;
 use crate::mail::Outbox;
@@ -31,6 +35,9 @@ use crate::systemd::Manager;
 
 /// The first heartbeat must reach the datastore within this.
 const JOIN_LIMIT: Duration = Duration::from_secs(30);
+
+/// Where programs on the host itself may call it.
+const LOOPBACK: [&str; 2] = ["localhost", "127.0.0.1"];
 
 /// Why an agent could not start.
 #[derive(Debug, thiserror::Error)]
@@ -81,9 +88,9 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let store = open_or_create(&config.datastore, &config.cluster_name)?;
     let address = config.member_address(facts.address);
     join(&store, &facts, address)?;
-    let tls = identity(&store, &config, &facts.name)?;
+    let tls = identity(&store, &config, &facts)?;
     let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), config.port);
-    let member_api = TlsListener::bind(any, tls.server.clone())
+    let member_api = TlsListener::bind(any, tls.open.clone())
         .await
         .map_err(host_error("listen on", any))?;
 
@@ -124,8 +131,15 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         me: facts.name.clone(),
         host: host.clone(),
     });
-    let public = routes::public(api.clone()).fallback(routes::unknown);
-    let member = routes::member(api).fallback(routes::unknown);
+    let in_one_form = middleware::from_fn(refusals::in_one_form);
+    let public = routes::public(api.clone())
+        .fallback(routes::unknown)
+        .layer(in_one_form.clone());
+    let member = routes::member(api.clone())
+        .fallback(routes::unknown)
+        .layer(in_one_form)
+        .layer(middleware::from_fn_with_state(api, gate));
+    let member = member.into_make_service_with_connect_info::<Peer>();
     tokio::spawn(axum::serve(local_api, public).into_future());
     tokio::spawn(axum::serve(member_api, member).into_future());
     info!(host = facts.name, %address, socket = %config.socket().display(), "is here");
@@ -165,10 +179,17 @@ fn join(store: &Datastore, facts: &HostFacts, address: SocketAddr) -> Result<(),
     Ok(store.write_host(&facts.name, &file)?)
 }
 
-fn identity(store: &Datastore, config: &Config, name: &str) -> Result<MutualTls, DaemonError> {
+fn identity(
+    store: &Datastore,
+    config: &Config,
+    facts: &HostFacts,
+) -> Result<MutualTls, DaemonError> {
     let dir = config.identity_dir();
+    let mut addresses = LOOPBACK.map(String::from).to_vec();
+    addresses.push(facts.address.to_string());
+    addresses.dedup();
     Authority::open_or_create(&store.trust_dir())?
-        .mint(name)?
+        .mint_at(&facts.name, &addresses)?
         .write(&dir)?;
     Ok(MutualTls::from_dir(&dir)?)
 }

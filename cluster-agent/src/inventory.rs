@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use cluster_core::model::{GuestId, HostId, Resources};
 use cluster_core::settings::{HostEntry, Inventory};
@@ -11,6 +12,7 @@ use tracing::warn;
 
 use crate::guest_file::GuestFile;
 use crate::policy::Policy;
+use crate::tokens::Tokens;
 
 /// What a host says about itself in its `host.toml`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +36,8 @@ pub struct Reading {
     pub hosts: BTreeMap<HostId, HostFile>,
     /// What guests are made of.
     pub guests: BTreeMap<GuestId, GuestFile>,
+    /// What operators from afar show.
+    pub tokens: Arc<Tokens>,
 }
 
 /// Read it all. A damaged file of one host or guest costs only that one. `fencing`: whether
@@ -68,6 +72,10 @@ pub fn read(store: &Datastore, fencing: bool) -> Result<Reading, StoreError> {
     match Policy::read(store) {
         Ok(policy) => take_policy(&mut reading.inventory, policy.spec),
         Err(error) => warn!(%error, "the defaults hold"),
+    }
+    match Tokens::read(store) {
+        Ok(tokens) => reading.tokens = Arc::new(tokens.spec),
+        Err(error) => warn!(%error, "no token is taken"),
     }
     reading.inventory.lease = *store.timing();
     reading.inventory.fencing = fencing;

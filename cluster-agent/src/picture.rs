@@ -7,12 +7,14 @@ use cluster_core::messages::GuestState;
 use cluster_core::model::{GuestId, HostId, Resources};
 use cluster_core::score::{Assessment, assess, guest_scores};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use crate::api::views::{BalanceView, ClusterView, GuestView, HostView, Problem};
 use crate::drs::view::DrsView;
 use crate::guests::Observed;
 use crate::inventory::Reading;
 use crate::migration::view::MigrationView;
+use crate::tokens::Tokens;
 
 /// The cluster as this host sees it. Only the leader's is whole.
 #[derive(Debug, Clone, Default)]
@@ -29,6 +31,8 @@ pub struct Picture {
     pub migrations: BTreeMap<GuestId, MigrationView>,
     /// What balancing has planned and does, if this host leads.
     pub drs: Option<DrsView>,
+    /// What operators from afar show.
+    pub tokens: Arc<Tokens>,
 }
 
 impl Picture {
@@ -71,6 +75,7 @@ impl Picture {
             },
             migrations: migrations.clone(),
             drs: DrsView::draw(brain),
+            tokens: reading.tokens.clone(),
         }
     }
 }

@@ -8,8 +8,7 @@ use serde::{Deserialize, Serialize};
 use shared_storage::document::Revised;
 use shared_storage::{Datastore, StoreError};
 
-/// How often a change starts over because somebody else's was faster.
-const ATTEMPTS_MAX: u32 = 8;
+use crate::revise::revise;
 
 /// `policy.toml`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,20 +50,8 @@ impl Policy {
         store: &Datastore,
         change: impl Fn(&mut Self) -> Result<R, E>,
     ) -> Result<R, E> {
-        let mut attempt = 0;
-        loop {
-            attempt += 1;
-            let read = Self::read(store)?;
-            let mut policy = read.spec.clone();
-            let result = change(&mut policy)?;
-            if policy == read.spec {
-                return Ok(result);
-            }
-            match store.update_policy(read.revision, &policy) {
-                Err(StoreError::Changed { .. }) if attempt < ATTEMPTS_MAX => {}
-                other => return Ok(other.map(|_| result)?),
-            }
-        }
+        let write = |revision, policy: &Self| store.update_policy(revision, policy);
+        revise(|| Self::read(store), write, change)
     }
 }
 

@@ -18,7 +18,7 @@ pub fn boottime_us() -> u64 {
 }
 
 /// Random bytes from the kernel.
-pub(crate) fn random<const N: usize>() -> [u8; N] {
+pub fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     let mut filled = 0;
     // getrandom gives up to 256 bytes whole once the pool is ready; only a signal can split

@@ -18,6 +18,7 @@ use crate::lease::LeaseFiles;
 
 const CLUSTER_FILE: &str = "cluster.toml";
 const POLICY_FILE: &str = "policy.toml";
+const TOKENS_FILE: &str = "tokens.toml";
 const HOST_FILE: &str = "host.toml";
 const VERSION: u32 = 1;
 const DIRECTORIES: [&str; 4] = ["trust", "hosts", "images", "guests"];
@@ -171,6 +172,21 @@ impl Datastore {
         policy: &T,
     ) -> Result<u64, StoreError> {
         document::update(&self.root.join(POLICY_FILE), revision, policy)
+    }
+
+    /// The tokens of operators; [`StoreError::Missing`] until one was made.
+    pub fn tokens<T: DeserializeOwned>(&self) -> Result<Revised<T>, StoreError> {
+        document::read(&self.trust_dir().join(TOKENS_FILE))
+    }
+
+    /// Makes `tokens` the revision after `revision` (0 for the first), or says that somebody
+    /// else was faster.
+    pub fn update_tokens<T: Serialize>(
+        &self,
+        revision: u64,
+        tokens: &T,
+    ) -> Result<u64, StoreError> {
+        document::update(&self.trust_dir().join(TOKENS_FILE), revision, tokens)
     }
 
     /// The directory.

@@ -30,9 +30,11 @@ use crate::http::client::{CallError, Client, Endpoint, Refusal};
 use crate::mail::{Letter, MAIL_PATH};
 use crate::maintenance;
 use crate::migration;
+use crate::openapi;
 use crate::picture::Picture;
 use crate::reader::Nudge;
 use crate::rules;
+use crate::tokens;
 
 /// Another member answers within this, or the caller is told.
 const FORWARD_LIMIT: Duration = Duration::from_secs(30);
@@ -107,6 +109,13 @@ pub(crate) fn said(said: String) -> Json<Said> {
 
 /// What people and scripts may ask.
 pub fn public(api: Arc<Api>) -> Router {
+    public_routes()
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(api)
+}
+
+/// The same, yet without anything to answer from.
+pub(crate) fn public_routes() -> Router<Arc<Api>> {
     Router::new()
         .route("/v1/cluster", get(cluster))
         .route("/v1/images", get(images))
@@ -124,8 +133,8 @@ pub fn public(api: Arc<Api>) -> Router {
         .merge(migration::routes::public())
         .merge(console::routes::public())
         .merge(maintenance::routes::public())
-        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .with_state(api)
+        .merge(tokens::routes::public())
+        .merge(openapi::public())
 }
 
 /// What other members may ask besides.
@@ -455,6 +464,6 @@ async fn forget_host(State(api): State<Arc<Api>>, Path(host): Path<String>) -> A
 pub async fn unknown() -> Refused {
     Refused(
         StatusCode::NOT_FOUND,
-        "there is no such request; `godwit --help` lists what an agent does".to_owned(),
+        "there is no such request; GET /v1/openapi.json tells what can be asked".to_owned(),
     )
 }

@@ -10,6 +10,7 @@ use crate::drs::cli::DrsVerb;
 use crate::maintenance::cli::{ClusterVerb, MaintenanceArguments};
 use crate::migration::cli::MigrateArguments;
 use crate::rules::cli::RulesVerb;
+use crate::tokens::cli::TokenVerb;
 
 /// Where the agent of this host answers.
 const LOCAL_SOCKET: &str = "/run/godwit/agent.sock";
@@ -21,6 +22,15 @@ pub struct Arguments {
     /// Socket of the agent to ask.
     #[arg(long, global = true, env = "GODWIT_SOCKET", default_value = LOCAL_SOCKET)]
     pub socket: PathBuf,
+    /// Agent to ask from afar: host:port, or a host; needs --token-file and --ca-file.
+    #[arg(long, global = true, env = "GODWIT_SERVER", value_name = "HOST[:PORT]")]
+    pub server: Option<String>,
+    /// File with the token for --server; `godwit token create` on a host makes one.
+    #[arg(long, global = true, env = "GODWIT_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// File with the certificate for --server; `godwit ca` on a host prints it.
+    #[arg(long, global = true, env = "GODWIT_CA_FILE", value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
     /// Print JSON for scripts instead of tables for people.
     #[arg(long, global = true)]
     pub json: bool,
@@ -104,6 +114,13 @@ pub enum Verb {
     /// Say where guests run: together, apart, on which hosts, with what guaranteed.
     #[command(subcommand)]
     Rules(RulesVerb),
+    /// Let operators in who are on no host.
+    #[command(subcommand)]
+    Token(TokenVerb),
+    /// Print the certificate by which this cluster is known, for --ca-file.
+    Ca,
+    /// Print the description of the API for programs (OpenAPI).
+    Openapi,
     /// Print completions for a shell.
     Completions {
         /// The shell.

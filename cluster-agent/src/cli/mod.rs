@@ -2,6 +2,7 @@
 
 mod arguments;
 mod guests;
+mod remote;
 mod run;
 pub(crate) mod screen;
 pub(crate) mod table;

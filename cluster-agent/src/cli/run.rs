@@ -12,17 +12,20 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::arguments::{Arguments, HostVerb, Verb};
+use super::remote::{RemoteError, endpoint};
 use super::table::table;
 use super::{guests, screen};
 use crate::api::views::{ClusterView, Event, GuestView, StopGuest};
 use crate::console;
 use crate::drs;
 use crate::drs::plan::PlanError;
-use crate::http::client::{CallError, Client, Endpoint};
+use crate::http::client::{CallError, Client};
 use crate::maintenance;
 use crate::maintenance::cli::ClusterVerb;
 use crate::migration;
+use crate::openapi;
 use crate::rules;
+use crate::tokens;
 
 /// Verbs wait for the act itself (a migration, a maintenance), which may take long.
 const CALL_LIMIT: Duration = Duration::from_hours(1);
@@ -32,10 +35,13 @@ const CALL_LIMIT: Duration = Duration::from_hours(1);
 pub enum CliError {
     /// The agent is not there.
     #[error(
-        "{0}\nno agent answers there; start one with: cluster-agent --datastore DIR \
-         (or name its socket with --socket)"
+        "{0}\nno agent answers there; on a host start one with: cluster-agent --datastore DIR (or \
+         name its socket with --socket); from afar look at --server and --ca-file"
     )]
     NoAgent(CallError),
+    /// What is needed to ask an agent from afar.
+    #[error("{0}")]
+    Remote(#[from] RemoteError),
     /// The agent refused or its answer was lost.
     #[error("{0}")]
     Call(CallError),
@@ -65,7 +71,7 @@ impl From<CallError> for CliError {
 /// Carry out the command line.
 pub async fn run(arguments: Arguments) -> Result<(), CliError> {
     let agent = Agent {
-        client: Client::new(Endpoint::Unix(arguments.socket), CALL_LIMIT),
+        client: Client::new(endpoint(&arguments)?, CALL_LIMIT),
         json: arguments.json,
     };
     match arguments.verb {
@@ -120,6 +126,9 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
         Verb::Cluster(ClusterVerb::UpgradePlan) => maintenance::cli::upgrade_plan(&agent).await,
         Verb::Drs(verb) => drs::cli::run(&agent, verb).await,
         Verb::Rules(verb) => rules::cli::run(&agent, verb).await,
+        Verb::Token(verb) => tokens::cli::run(&agent, verb).await,
+        Verb::Ca => tokens::cli::authority(&agent).await,
+        Verb::Openapi => print(&openapi::document()),
         Verb::Completions { shell } => {
             let mut command = Arguments::command();
             clap_complete::generate(shell, &mut command, "godwit", &mut io::stdout());

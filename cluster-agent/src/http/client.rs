@@ -10,6 +10,7 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
+use hyper::http::request;
 use hyper::upgrade::Upgraded;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
@@ -37,6 +38,15 @@ pub enum Endpoint {
         /// Our side of the TLS.
         tls: Arc<ClientConfig>,
     },
+    /// An agent, for an operator who is on no host.
+    Agent {
+        /// Its host and port, as [`TcpStream::connect`] takes them.
+        server: String,
+        /// What it is known by.
+        tls: Arc<ClientConfig>,
+        /// What the operator shows.
+        token: String,
+    },
 }
 
 impl fmt::Display for Endpoint {
@@ -44,6 +54,7 @@ impl fmt::Display for Endpoint {
         match self {
             Self::Unix(path) => write!(f, "{}", path.display()),
             Self::Member { address, .. } => write!(f, "{address}"),
+            Self::Agent { server, .. } => f.write_str(server),
         }
     }
 }
@@ -187,10 +198,9 @@ impl Client {
             Some(body) => serde_json::to_vec(body).map_err(|error| self.malformed(&error))?,
             None => Vec::new(),
         };
-        let request = Request::builder()
+        let request = self
+            .request(path)
             .method(method)
-            .uri(path)
-            .header(header::HOST, MEMBER_NAME)
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(Bytes::from(bytes)))
             .map_err(|error| self.malformed(&error))?;
@@ -216,9 +226,8 @@ impl Client {
     ) -> Result<TokioIo<Upgraded>, CallError> {
         let work = async {
             let mut sender = self.connect().await.map_err(|e| self.unreachable(e))?;
-            let request = Request::builder()
-                .uri(path)
-                .header(header::HOST, MEMBER_NAME)
+            let request = self
+                .request(path)
                 .header(header::CONNECTION, "upgrade")
                 .header(header::UPGRADE, protocol)
                 .body(Full::default())
@@ -244,12 +253,23 @@ impl Client {
         match &self.endpoint {
             Endpoint::Unix(path) => handshake(UnixStream::connect(path).await?).await,
             Endpoint::Member { address, tls } => {
-                let socket = TcpStream::connect(address).await?;
-                socket.set_nodelay(true)?;
-                let name = ServerName::try_from(MEMBER_NAME).map_err(io::Error::other)?;
-                let connector = TlsConnector::from(tls.clone());
-                handshake(connector.connect(name, socket).await?).await
+                secure(TcpStream::connect(address).await?, tls).await
             }
+            Endpoint::Agent { server, tls, .. } => {
+                secure(TcpStream::connect(server).await?, tls).await
+            }
+        }
+    }
+
+    fn request(&self, path: &str) -> request::Builder {
+        let request = Request::builder()
+            .uri(path)
+            .header(header::HOST, MEMBER_NAME);
+        match &self.endpoint {
+            Endpoint::Agent { token, .. } => {
+                request.header(header::AUTHORIZATION, format!("Bearer {token}"))
+            }
+            _ => request,
         }
     }
 
@@ -290,6 +310,16 @@ impl Client {
 async fn still_good(kept: Option<SendRequest<Full<Bytes>>>) -> Option<SendRequest<Full<Bytes>>> {
     let mut kept = kept?;
     kept.ready().await.is_ok().then_some(kept)
+}
+
+async fn secure(
+    socket: TcpStream,
+    tls: &Arc<ClientConfig>,
+) -> io::Result<SendRequest<Full<Bytes>>> {
+    socket.set_nodelay(true)?;
+    let name = ServerName::try_from(MEMBER_NAME).map_err(io::Error::other)?;
+    let connector = TlsConnector::from(tls.clone());
+    handshake(connector.connect(name, socket).await?).await
 }
 
 async fn handshake(

@@ -3,6 +3,9 @@
 //! Over a Unix socket within a host, over mutual TLS between hosts.
 
 pub mod client;
+pub mod connection;
+pub mod gate;
+pub mod refusals;
 pub mod server;
 
 /// Largest body that is read from anybody, in bytes.

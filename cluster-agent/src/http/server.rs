@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::serve::Listener;
+use rustix::net::sockopt;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{Semaphore, mpsc};
@@ -16,15 +17,25 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tracing::debug;
 
+use super::connection::{Connection, Peer};
+
 /// Connections that may be in the middle of their TLS handshake at once.
 const HANDSHAKES_MAX: usize = 64;
 /// A peer that has not finished its handshake by then is dropped.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 
-/// Accepts mutual-TLS connections. A slow or hostile handshake delays nobody else's.
+/// A connection on which nothing moves is asked after, so often.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(20);
+/// Connections of members at once.
+const MEMBERS_MAX: usize = 1024;
+/// Connections of everybody else at once; they take no member's place.
+const OPERATORS_MAX: usize = 128;
+
+/// Accepts TLS connections. A slow or hostile handshake delays nobody else's, and strangers
+/// leave room for members.
 #[derive(Debug)]
 pub struct TlsListener {
-    ready: mpsc::Receiver<(TlsStream<TcpStream>, SocketAddr)>,
+    ready: mpsc::Receiver<Connection>,
     local: SocketAddr,
 }
 
@@ -42,23 +53,29 @@ impl TlsListener {
 async fn accept_all(
     mut listener: TcpListener,
     acceptor: TlsAcceptor,
-    done: mpsc::Sender<(TlsStream<TcpStream>, SocketAddr)>,
+    done: mpsc::Sender<Connection>,
 ) {
     let places = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let seats = Seats::default();
     while let Ok(place) = places.clone().acquire_owned().await {
         let (socket, peer) = Listener::accept(&mut listener).await;
         if done.is_closed() {
             return;
         }
-        let (acceptor, done) = (acceptor.clone(), done.clone());
+        let (acceptor, done, seats) = (acceptor.clone(), done.clone(), seats.clone());
         tokio::spawn(async move {
             let _place = place;
             let _ = socket.set_nodelay(true);
+            // The kernel notices peers that died without a word.
+            let _ = sockopt::set_socket_keepalive(&socket, true);
+            let _ = sockopt::set_tcp_keepidle(&socket, KEEPALIVE_AFTER);
+            let _ = sockopt::set_tcp_keepintvl(&socket, KEEPALIVE_AFTER);
             match tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(socket)).await {
-                Ok(Ok(stream)) => {
+                Ok(Ok(stream)) => match seats.take(stream, peer) {
                     // Fails only when the server is going down.
-                    let _ = done.send((stream, peer)).await;
-                }
+                    Some(connection) => drop(done.send(connection).await),
+                    None => debug!(%peer, "dropped a connection: there are too many"),
+                },
                 Ok(Err(error)) => debug!(%peer, %error, "refused a connection"),
                 Err(_) => debug!(%peer, "dropped a connection that did not finish its handshake"),
             }
@@ -66,20 +83,52 @@ async fn accept_all(
     }
 }
 
+#[derive(Debug, Clone)]
+struct Seats {
+    members: Arc<Semaphore>,
+    operators: Arc<Semaphore>,
+}
+
+impl Default for Seats {
+    fn default() -> Self {
+        Self {
+            members: Arc::new(Semaphore::new(MEMBERS_MAX)),
+            operators: Arc::new(Semaphore::new(OPERATORS_MAX)),
+        }
+    }
+}
+
+impl Seats {
+    fn take(&self, stream: TlsStream<TcpStream>, address: SocketAddr) -> Option<Connection> {
+        // The handshake has held any certificate against the cluster's authority.
+        let member = stream.get_ref().1.peer_certificates().is_some();
+        let seats = if member {
+            &self.members
+        } else {
+            &self.operators
+        };
+        let seat = seats.clone().try_acquire_owned().ok()?;
+        Some(Connection::new(stream, Peer::new(address, member), seat))
+    }
+}
+
 impl Listener for TlsListener {
-    type Io = TlsStream<TcpStream>;
-    type Addr = SocketAddr;
+    type Io = Connection;
+    type Addr = Peer;
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         match self.ready.recv().await {
-            Some(connection) => connection,
+            Some(connection) => {
+                let peer = connection.peer();
+                (connection, peer)
+            }
             // The accepting task lives as long as the runtime.
             None => std::future::pending().await,
         }
     }
 
     fn local_addr(&self) -> io::Result<Self::Addr> {
-        Ok(self.local)
+        Ok(Peer::new(self.local, true))
     }
 }
 
@@ -136,7 +185,7 @@ mod tests {
         let foreign = member(home.path(), "foreign");
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let listener = TlsListener::bind(any, ours.server).await.unwrap();
-        let address = Listener::local_addr(&listener).unwrap();
+        let address = Listener::local_addr(&listener).unwrap().address();
         tokio::spawn(axum::serve(listener, api()).into_future());
 
         let call = |tls| async move {

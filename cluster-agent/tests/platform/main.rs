@@ -3,4 +3,5 @@
 //! Needs the right to make a bridge; says so and passes where that is missing.
 
 mod agent;
+mod operators;
 mod systemd;

@@ -56,14 +56,22 @@ impl Authority {
 
     /// Mint a certificate for `host`, valid for connections it opens and accepts.
     pub fn mint(&self, host: &str) -> Result<Identity, TrustError> {
+        self.mint_at(host, &[])
+    }
+
+    /// The same for a host that programs of operators call at `addresses` (names or IP).
+    pub fn mint_at(&self, host: &str, addresses: &[String]) -> Result<Identity, TrustError> {
         let mint_error = |source| TrustError::Mint {
             name: host.to_owned(),
             source,
         };
         let key = KeyPair::generate().map_err(mint_error)?;
-        let names = vec![host.to_owned(), MEMBER_NAME.to_owned()];
+        let mut names = vec![host.to_owned(), MEMBER_NAME.to_owned()];
+        names.extend_from_slice(addresses);
         let mut params = CertificateParams::new(names).map_err(mint_error)?;
         params.distinguished_name = common_name(host);
+        // Strict verifiers (Python's since 3.13) want to know who signed it.
+        params.use_authority_key_identifier_extension = true;
         params.extended_key_usages = vec![
             ExtendedKeyUsagePurpose::ServerAuth,
             ExtendedKeyUsagePurpose::ClientAuth,

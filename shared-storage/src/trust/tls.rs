@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{ClientCertVerifierBuilder, WebPkiClientVerifier};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use super::{Identity, TrustError};
@@ -16,6 +16,9 @@ use super::{Identity, TrustError};
 pub struct MutualTls {
     /// For connections we accept.
     pub server: Arc<ServerConfig>,
+    /// For connections we accept where operators come too, who have no certificate: whoever
+    /// shows one needs one of the cluster's.
+    pub open: Arc<ServerConfig>,
     /// For connections we open; ask for the name [`super::MEMBER_NAME`] or the host's own.
     pub client: Arc<ClientConfig>,
 }
@@ -46,26 +49,62 @@ impl MutualTls {
         roots.add(authority).map_err(tls_error)?;
         let roots = Arc::new(roots);
         let provider = Arc::new(ring::default_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
-            .build()
-            .map_err(|error| tls_error(rustls::Error::General(error.to_string())))?;
-        let server = ServerConfig::builder_with_provider(provider.clone())
+        let verifier =
+            || WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone());
+        let server = |verifier: ClientCertVerifierBuilder| {
+            let verifier = verifier
+                .build()
+                .map_err(|error| tls_error(rustls::Error::General(error.to_string())))?;
+            ServerConfig::builder_with_provider(provider.clone())
+                .with_protocol_versions(&[&rustls::version::TLS13])
+                .map_err(tls_error)?
+                .with_client_cert_verifier(verifier)
+                .with_single_cert(vec![own.clone()], key()?)
+                .map(Arc::new)
+                .map_err(tls_error)
+        };
+        let (strict, open) = (
+            server(verifier())?,
+            server(verifier().allow_unauthenticated())?,
+        );
+        let client = ClientConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(tls_error)?
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(vec![own.clone()], key()?)
-            .map_err(tls_error)?;
-        let client = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(tls_error)?
-            .with_root_certificates(roots)
-            .with_client_auth_cert(vec![own], key()?)
+            .with_root_certificates(roots.clone())
+            .with_client_auth_cert(vec![own.clone()], key()?)
             .map_err(tls_error)?;
         Ok(Self {
-            server: Arc::new(server),
+            server: strict,
+            open,
             client: Arc::new(client),
         })
     }
+}
+
+/// For operators: knows a cluster's agents by the certificate of its authority, shows none.
+pub fn operator(authority_pem: &Path) -> Result<Arc<ClientConfig>, TrustError> {
+    let content = |_| TrustError::Content {
+        path: authority_pem.to_owned(),
+        expected: "a certificate, as `godwit ca` prints it",
+    };
+    let tls_error = |source| TrustError::Tls {
+        path: authority_pem.to_owned(),
+        source,
+    };
+    let pem = std::fs::read(authority_pem).map_err(|source| TrustError::File {
+        act: "read",
+        path: authority_pem.to_owned(),
+        source,
+    })?;
+    let mut roots = RootCertStore::empty();
+    let authority = CertificateDer::from_pem_slice(&pem).map_err(content)?;
+    roots.add(authority).map_err(tls_error)?;
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(tls_error)?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(Arc::new(config))
 }
 
 #[cfg(test)]

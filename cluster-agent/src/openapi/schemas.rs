@@ -1,0 +1,182 @@
+//! What goes over the wire. Views say what they always have; more may come with a release.
+
+use serde_json::{Map, Value, json};
+
+use super::reference;
+
+fn object(properties: &Value) -> Value {
+    let required: Vec<_> = properties
+        .as_object()
+        .into_iter()
+        .flat_map(Map::keys)
+        .cloned()
+        .collect();
+    json!({ "type": "object", "properties": properties, "required": required })
+}
+
+/// A request: what is `required`, and nothing besides `properties`.
+fn request(required: &[&str], properties: &Value) -> Value {
+    json!({ "type": "object", "properties": properties, "required": required,
+        "additionalProperties": false })
+}
+
+fn list(of: &str) -> Value {
+    json!({ "type": "array", "items": reference(of) })
+}
+
+fn or_null(schema: &Value) -> Value {
+    json!({ "anyOf": [schema, { "type": "null" }] })
+}
+
+/// All that the document names.
+pub(super) fn all() -> Value {
+    let mut schemas = Map::new();
+    for part in [words(), cluster(), guests(), balance(), operators()] {
+        if let Value::Object(part) = part {
+            schemas.extend(part);
+        }
+    }
+    Value::Object(schemas)
+}
+
+fn words() -> Value {
+    let name = "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$";
+    json!({
+        "Name": { "type": "string", "pattern": name, "maxLength": 63 },
+        "Names": list("Name"),
+        "Text": { "type": "string" },
+        "Count": { "type": "integer", "minimum": 0, "maximum": 4_294_967_295_u32 },
+        "Number": { "type": "integer", "minimum": 0, "maximum": u64::MAX },
+        "Numbers": list("Number"),
+        "Said": object(&json!({ "said": { "type": "string",
+            "description": "What came of it, for a person" } })),
+        "Refusal": object(&json!({ "error": { "type": "string" } })),
+        "Document": { "type": "object" },
+        "Resources": object(&json!({ "mcpu": reference("Number"), "memory_mib": reference("Number") })),
+    })
+}
+
+fn cluster() -> Value {
+    let (text, number) = (reference("Text"), reference("Number"));
+    json!({
+        "Cluster": object(&json!({
+            "cluster_id": text, "leader": or_null(&text), "hosts": list("Host"),
+            "guests": list("Guest"), "reserve": text,
+            "balance": or_null(&json!({ "type": "object" })), "problems": list("Problem")
+        })),
+        "Problem": object(&json!({ "what": text, "remedy": text })),
+        "Host": object(&json!({
+            "name": text, "address": text, "health": text, "capacity": reference("Resources"),
+            "reserved": reference("Resources"), "demand": reference("Resources"),
+            "load_permille": number, "used": or_null(&reference("Resources")),
+            "guests": number, "version": text
+        })),
+        "Guest": object(&json!({
+            "name": text, "host": or_null(&text), "state": text,
+            "desired": { "enum": ["running", "stopped"] }, "cpus": number, "memory_mib": number,
+            "demand_mcpu": number, "score_permille": or_null(&number),
+            "rates": or_null(&json!({ "type": "object" })), "priority": reference("Priority"),
+            "protected": { "type": "boolean" }, "epoch": number, "reason": or_null(&text)
+        })),
+        "Priority": { "enum": ["highest", "high", "medium", "low", "lowest"] },
+        "Event": object(&json!({
+            "number": number, "unix_ms": number, "host": text, "about": text, "what": text,
+            "detail": text
+        })),
+        "Events": list("Event"),
+        "UpgradePlan": { "type": "array", "items": object(&json!({
+            "host": text, "moves": { "type": "array" }, "memory_mib": number,
+            "migration_ms": number, "against": { "type": "array", "items": text }
+        })) },
+        "Maintain": request(&["enter"], &json!({
+            "enter": { "type": "boolean" }, "force": { "type": "boolean" } })),
+    })
+}
+
+fn guests() -> Value {
+    let (text, number) = (reference("Text"), reference("Number"));
+    let flag = json!({ "type": "boolean" });
+    json!({
+        "CreateGuest": request(
+            &["name", "image", "cpus", "memory_mib", "protected", "start"],
+            &json!({
+                "name": reference("Name"), "image": reference("Name"),
+                "cpus": { "type": "integer", "minimum": 1, "maximum": 64 },
+                "memory_mib": { "type": "integer", "minimum": 1, "maximum": 1 << 20 },
+                "disk_from": { "enum": ["overlay", "copy"] }, "cmdline": or_null(&text),
+                "priority": reference("Priority"), "protected": flag,
+                "reserve_mcpu": reference("Count"), "start": flag, "after": reference("After")
+            })
+        ),
+        "After": { "type": "object", "propertyNames": reference("Name"),
+            "additionalProperties": { "oneOf": [
+                { "enum": ["running", "heartbeat"] },
+                request(&["delay-ms"], &json!({ "delay-ms": reference("Count") })),
+            ] } },
+        "EditGuest": request(&[], &json!({
+            "revision": or_null(&number), "cpus": or_null(&number), "memory_mib": or_null(&number),
+            "cmdline": or_null(&text), "priority": or_null(&reference("Priority")),
+            "protected": or_null(&flag), "reserve_mcpu": or_null(&number),
+            "after": or_null(&reference("After"))
+        })),
+        "GuestSettings": object(&json!({ "revision": number, "settings": { "type": "object" } })),
+        "CloneGuest": request(&["name"], &json!({ "name": reference("Name") })),
+        "StopGuest": request(&["grace_s"], &json!({ "grace_s": {
+            "type": "integer", "minimum": 0, "maximum": 86_400 } })),
+        "MigrateGuest": request(&[], &json!({ "to": or_null(&reference("Name")) })),
+        "Ordered": object(&json!({ "from": text, "to": text, "number": number })),
+        "Rehearsed": object(&json!({ "from": text, "to": text, "forecast": { "type": "object" } })),
+        "Migration": or_null(&object(&json!({
+            "to": text, "number": number, "progress": { "type": "object" }, "over": flag }))),
+        "Reserve": request(&["mcpu"], &json!({ "mcpu": reference("Count") })),
+    })
+}
+
+fn balance() -> Value {
+    let guests = json!({ "type": "array", "items": reference("Name"), "uniqueItems": true });
+    let flag = json!({ "type": "boolean" });
+    let level = json!({ "enum": ["manual", "partial", "full"] });
+    let count = or_null(&reference("Count"));
+    let rule = |kind: &str, mut more: Value| {
+        more["kind"] = json!({ "const": kind });
+        more["guests"] = guests.clone();
+        object(&more)
+    };
+    json!({
+        "Drs": object(&json!({
+            "settings": { "type": "object" }, "settled": flag, "round": { "type": "object" },
+            "under-way": { "type": "array" }, "broken": { "type": "array" }
+        })),
+        "ChangeDrs": request(&[], &json!({
+            "automation": or_null(&level),
+            "threshold": or_null(&json!({ "type": "integer", "minimum": 1, "maximum": 5 })),
+            "round-ms": count, "at-once": count, "at-once-per-host": count, "hold-ms": count,
+            "rise-ms": count, "fall-ms": count
+        })),
+        "ChangeGuestDrs": request(&["movable"], &json!({
+            "movable": flag, "automation": or_null(&level) })),
+        "Rule": { "oneOf": [
+            rule("keep-together", json!({})),
+            rule("keep-apart", json!({})),
+            rule("guests-to-hosts", json!({ "group": reference("Name"),
+                "affinity": { "enum": ["on", "off"] }, "hard": flag })),
+        ] },
+        "Rules": object(&json!({
+            "rules": { "type": "object", "additionalProperties": reference("Rule") },
+            "groups": { "type": "object", "additionalProperties": reference("Names") }
+        })),
+    })
+}
+
+fn operators() -> Value {
+    let (text, number) = (reference("Text"), reference("Number"));
+    let flag = json!({ "type": "boolean" });
+    json!({
+        "CreateToken": request(&["name"], &json!({
+            "name": reference("Name"), "read_only": flag })),
+        "NewToken": object(&json!({ "name": text, "token": text })),
+        "Tokens": { "type": "array", "items": object(&json!({
+            "name": text, "read_only": flag, "created_unix_s": number })) },
+        "Authority": object(&json!({ "certificate_pem": text })),
+    })
+}

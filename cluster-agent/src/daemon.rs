@@ -87,12 +87,12 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         bind_unix(&config.socket()).map_err(host_error("listen on", config.socket().display()))?;
     let store = open_or_create(&config.datastore, &config.cluster_name)?;
     let address = config.member_address(facts.address);
-    join(&store, &facts, address)?;
     let tls = identity(&store, &config, &facts)?;
     let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), config.port);
     let member_api = TlsListener::bind(any, tls.open.clone())
         .await
         .map_err(host_error("listen on", any))?;
+    join(&store, &facts, address)?;
 
     let local = LocalHost::new(&facts.name, &config.run_dir)?;
     let keeper = Keeper::start(&store, &local, Role::Agent)?;

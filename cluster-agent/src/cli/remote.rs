@@ -24,9 +24,26 @@ pub enum RemoteError {
         /// What the system said.
         source: io::Error,
     },
+    /// The file holds something else.
+    #[error("{} does not hold {expected}", path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What it should hold.
+        expected: &'static str,
+    },
     /// The certificate cannot be used.
     #[error("{0}")]
-    Trust(#[from] TrustError),
+    Trust(TrustError),
+}
+
+impl From<TrustError> for RemoteError {
+    fn from(error: TrustError) -> Self {
+        match error {
+            TrustError::Content { path, expected } => Self::Content { path, expected },
+            other => Self::Trust(other),
+        }
+    }
 }
 
 /// The agent that the command line means.
@@ -44,10 +61,17 @@ pub fn endpoint(arguments: &Arguments) -> Result<Endpoint, RemoteError> {
         path: token_file.clone(),
         source,
     })?;
+    let token = token.trim();
+    if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(RemoteError::Content {
+            path: token_file.clone(),
+            expected: "a token, as `godwit token create NAME` prints it on a host",
+        });
+    }
     Ok(Endpoint::Agent {
         server: with_port(server),
         tls: tls::operator(ca_file)?,
-        token: token.trim().to_owned(),
+        token: token.to_owned(),
     })
 }
 

@@ -35,10 +35,16 @@ const CALL_LIMIT: Duration = Duration::from_hours(1);
 pub enum CliError {
     /// The agent is not there.
     #[error(
-        "{0}\nno agent answers there; on a host start one with: cluster-agent --datastore DIR (or \
-         name its socket with --socket); from afar look at --server and --ca-file"
+        "{0}\nno agent answers there; start one with: cluster-agent --datastore DIR \
+         (or name its socket with --socket)"
     )]
     NoAgent(CallError),
+    /// No agent of this cluster is there.
+    #[error(
+        "{0}\nno agent of this cluster answers there; look at --server (the port is that of \
+         the agent's --port) and --ca-file (what `godwit ca` prints on a host)"
+    )]
+    NoServer(CallError),
     /// What is needed to ask an agent from afar.
     #[error("{0}")]
     Remote(#[from] RemoteError),
@@ -62,7 +68,8 @@ pub enum CliError {
 impl From<CallError> for CliError {
     fn from(error: CallError) -> Self {
         match error {
-            CallError::Unreachable { .. } => Self::NoAgent(error),
+            CallError::Unreachable { is_local: true, .. } => Self::NoAgent(error),
+            CallError::Unreachable { .. } => Self::NoServer(error),
             other => Self::Call(other),
         }
     }

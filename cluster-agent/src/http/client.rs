@@ -67,6 +67,8 @@ pub enum CallError {
     Unreachable {
         /// Whom we called.
         endpoint: String,
+        /// Over a socket of this host.
+        is_local: bool,
         /// What the system said.
         source: io::Error,
     },
@@ -295,6 +297,7 @@ impl Client {
     fn unreachable(&self, source: io::Error) -> CallError {
         CallError::Unreachable {
             endpoint: self.endpoint.to_string(),
+            is_local: matches!(self.endpoint, Endpoint::Unix(_)),
             source,
         }
     }

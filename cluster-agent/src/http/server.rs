@@ -71,11 +71,14 @@ async fn accept_all(
             let _ = sockopt::set_tcp_keepidle(&socket, KEEPALIVE_AFTER);
             let _ = sockopt::set_tcp_keepintvl(&socket, KEEPALIVE_AFTER);
             match tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(socket)).await {
-                Ok(Ok(stream)) => match seats.take(stream, peer) {
-                    // Fails only when the server is going down.
-                    Some(connection) => drop(done.send(connection).await),
-                    None => debug!(%peer, "dropped a connection: there are too many"),
-                },
+                Ok(Ok(stream)) => {
+                    if let Some(connection) = seats.take(stream, peer) {
+                        // Fails only when the server is going down.
+                        let _ = done.send(connection).await;
+                    } else {
+                        debug!(%peer, "dropped a connection: there are too many");
+                    }
+                }
                 Ok(Err(error)) => debug!(%peer, %error, "refused a connection"),
                 Err(_) => debug!(%peer, "dropped a connection that did not finish its handshake"),
             }

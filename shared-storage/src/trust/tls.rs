@@ -85,7 +85,7 @@ impl MutualTls {
 pub fn operator(authority_pem: &Path) -> Result<Arc<ClientConfig>, TrustError> {
     let content = |_| TrustError::Content {
         path: authority_pem.to_owned(),
-        expected: "a certificate, as `godwit ca` prints it",
+        expected: "a certificate, as `godwit ca` prints it on a host",
     };
     let tls_error = |source| TrustError::Tls {
         path: authority_pem.to_owned(),

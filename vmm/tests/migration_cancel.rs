@@ -117,7 +117,7 @@ fn a_cancelled_migration_leaves_the_guest_where_it_was() {
     verify_all_pages(&guest);
 }
 
-/// Takes whatever connects, answers the offer, and then neither reads nor says anything.
+/// Takes whatever connects, answers the offer and rounds without memory, and reads no memory.
 fn deaf_target() -> (String, thread::JoinHandle<Vec<TcpStream>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -130,7 +130,14 @@ fn deaf_target() -> (String, thread::JoinHandle<Vec<TcpStream>>) {
         };
         wire::send(&mut control, wire::Kind::Accept, 0, &accept).unwrap();
         let mut all: Vec<_> = (0..2).map(|_| listener.accept().unwrap().0).collect();
-        all.push(control);
+        all.push(control.try_clone().unwrap());
+        thread::spawn(move || {
+            while let Ok((header, _)) = wire::receive(&mut control) {
+                if (header.kind, header.round) == (wire::Kind::Round, 0) {
+                    let _ = wire::send(&mut control, wire::Kind::RoundDone, 0, &0u32);
+                }
+            }
+        });
         all
     });
     (address, deaf)

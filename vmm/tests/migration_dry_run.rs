@@ -159,7 +159,7 @@ fn a_dry_run_of_what_cannot_be_says_why_and_a_target_for_one_ends() {
     assert_eq!(exit_code(&mut once), Some(1));
     std::fs::rename(path.join("kept.raw"), &disk).unwrap();
     let (mut once, to) = target(path, &["--once"]);
-    let (ok, told, errors) = migrate(path, &to, &["--dry-run"]);
+    let (ok, told, errors) = migrate(path, &to, &["--dry-run", "--accept-longer"]);
     assert!(ok, "{told}{errors}");
     assert_eq!(exit_code(&mut once), Some(0));
     assert!(runs(&path.join("source")));

@@ -83,7 +83,8 @@ pub enum Decision {
         /// Predicted blackout, in microseconds.
         predicted_us: u64,
     },
-    /// Leave the guest where it is: it dirties memory faster than it can be sent.
+    /// Leave the guest where it is: it dirties memory faster than it can be sent, or stopping
+    /// and moving its state alone takes too long.
     GiveUp {
         /// The blackout that it would have taken, in microseconds.
         predicted_us: u64,
@@ -129,6 +130,11 @@ impl Converge {
         dirty_bytes.saturating_mul(1000) / self.best_rate.max(1)
     }
 
+    /// What stopping, moving the state and starting takes, as measured by now, in microseconds.
+    pub fn set_fixed(&mut self, fixed_us: u64) {
+        self.fixed_us = fixed_us;
+    }
+
     /// The latest rate of the link, in bytes per millisecond; 0 before the first round.
     pub fn rate_bytes_per_ms(&self) -> u64 {
         self.best_rate
@@ -146,12 +152,16 @@ impl Converge {
         let predicted_us = self.predict_us(round.dirty_bytes);
         let shrinks = u128::from(round.dirty_bytes) * 100
             <= u128::from(self.last_dirty) * u128::from(SHRINKS_BELOW_PERCENT);
-        let worth_another = shrinks && self.rounds < ROUNDS_MAX && {
-            self.send_us(round.dirty_bytes) > self.fixed_us / 100 * NOTICEABLE_PERCENT
-        };
+        let is_noticeable =
+            self.send_us(round.dirty_bytes) > self.fixed_us / 100 * NOTICEABLE_PERCENT;
+        let worth_another = shrinks && is_noticeable && self.rounds < ROUNDS_MAX;
         let is_short = predicted_us <= self.goal.blackout_max_us;
-        if round.dirty_bytes == 0 || is_short && !worth_another {
+        if is_short && !worth_another {
             return Decision::SwitchOver { predicted_us };
+        }
+        if !is_noticeable {
+            // What is left takes so long whatever is done about memory.
+            return self.resigned(predicted_us);
         }
         self.stuck = if shrinks { 0 } else { self.stuck + 1 };
         self.last_dirty = self.last_dirty.min(round.dirty_bytes);
@@ -164,6 +174,11 @@ impl Converge {
         if self.rounds < ROUNDS_MAX && self.stuck <= STUCK_ROUNDS_MAX {
             return Decision::Continue;
         }
+        self.resigned(predicted_us)
+    }
+
+    /// It does not get any better.
+    fn resigned(&self, predicted_us: u64) -> Decision {
         if self.goal.accept_longer {
             Decision::SwitchOver { predicted_us }
         } else {
@@ -320,6 +335,26 @@ mod tests {
         let (decision, policy) = play_throttled(512 << 20, link / 2, link);
         assert!(matches!(decision, Decision::SwitchOver { .. }));
         assert_eq!(policy.throttle_percents(), []);
+    }
+
+    #[test]
+    fn a_fixed_cost_beyond_the_goal_is_not_fought_with_rounds() {
+        let round = Round {
+            sent_bytes: 1 << 30,
+            took_us: 1_000_000,
+            dirty_bytes: 1 << 20,
+        };
+        for (accept_longer, moves) in [(false, false), (true, true)] {
+            let goal = Goal {
+                accept_longer,
+                ..Goal::default()
+            };
+            let mut policy = Converge::new(goal, None);
+            policy.set_fixed(50_000);
+            let decision = policy.after(round, &[1]);
+            assert_eq!(matches!(decision, Decision::SwitchOver { .. }), moves);
+            assert_ne!(matches!(decision, Decision::GiveUp { .. }), moves);
+        }
     }
 
     proptest! {

@@ -38,6 +38,9 @@ impl Gate for ArrivalGate {
     }
 }
 
+/// The state of the empty machine is copied so often, and the fastest counts.
+const STATE_COPIES: u32 = 3;
+
 /// A guest that is arriving.
 pub struct Arrival {
     console: Arc<Console>,
@@ -155,15 +158,22 @@ impl TargetGuest for Arrival {
 
     fn state_takes(&mut self, dry_run: bool) -> Result<Duration, String> {
         let guest = self.guest()?;
-        let began = Instant::now();
-        let state = guest.save().map_err(|error| one_line(&error))?;
-        codec::encode(&state).map_err(|error| one_line(&error))?;
-        if dry_run {
-            guest.arrive(state).map_err(|error| one_line(&error))?;
-            return Ok(began.elapsed());
+        let mut fastest = Duration::MAX;
+        for _ in 0..STATE_COPIES {
+            let began = Instant::now();
+            let state = guest.save().map_err(|error| one_line(&error))?;
+            let bytes = codec::encode(&state).map_err(|error| one_line(&error))?;
+            codec::decode::<MachineState>(&bytes).map_err(|error| one_line(&error))?;
+            fastest = fastest.min(began.elapsed());
         }
-        // Pouring it in takes about as long; the machine is still to be poured into.
-        Ok(began.elapsed() * 2)
+        if !dry_run {
+            // Pouring it in takes about as long; the machine is still to be poured into.
+            return Ok(fastest * 2);
+        }
+        let state = guest.save().map_err(|error| one_line(&error))?;
+        let began = Instant::now();
+        guest.arrive(state).map_err(|error| one_line(&error))?;
+        Ok(fastest + began.elapsed())
     }
 
     fn holder(&self) -> Option<Holder> {

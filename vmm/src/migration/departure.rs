@@ -180,6 +180,10 @@ impl SourceGuest for Driver<'_> {
         self.throttle.faults()
     }
 
+    fn stop_takes(&self) -> Option<Duration> {
+        self.throttle.stop_takes()
+    }
+
     fn throttle(&mut self, percents: &[u8]) {
         self.throttle.set(percents);
     }

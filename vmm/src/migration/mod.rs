@@ -32,6 +32,7 @@ mod rehearsal;
 mod round;
 pub mod session;
 pub mod source;
+mod standstill;
 pub mod stream;
 pub mod target;
 mod throttle;
@@ -71,15 +72,17 @@ pub enum MigrationError {
     /// The switch-over took too long.
     #[error("the target was not ready in time, and the guest would have stood still for too long")]
     TooSlow,
-    /// The guest writes faster than the link carries.
+    /// It would stand still for longer than the operator allows.
     #[error(
-        "the guest dirties memory faster than it can be sent: it would stand still for about \
-         {} ms; allow that with --accept-longer, or try when it is less busy",
-        predicted_us / 1000
+        "the guest would stand still for about {} ms, {} ms of them whatever it does, and no \
+         round makes that shorter; allow it with --accept-longer, or try when it is less busy",
+        predicted_us / 1000, fixed_us / 1000
     )]
-    NotConverging {
+    TooLong {
         /// Blackout that it would have taken.
         predicted_us: u64,
+        /// What of it memory has no part in.
+        fixed_us: u64,
     },
 }
 

@@ -17,13 +17,15 @@ use super::dirty::{PAGE_BYTES, SlotBitmap};
 use super::pages::Touched;
 use super::round::CHUNK_WORDS;
 use super::session::Session;
+use super::source::SourceGuest;
+use super::standstill::Standstill;
 
-/// Rounds without memory, of which the fastest counts.
-const EMPTY_ROUNDS: u32 = 4;
 /// No more memory is sent after so long ...
 const PROBE_TIME: Duration = Duration::from_millis(150);
 /// ... in portions of so much of the guest's memory, spread evenly over all of it ...
 const PORTION_BYTES: u64 = 16 << 20;
+/// ... but some are, for a single one says little on a busy machine ...
+const PORTIONS_MIN: usize = 3;
 /// ... of which those say how fast the link is that carry at least this.
 const TELLING_BYTES: u64 = 4 << 20;
 /// So many pages are watched at most.
@@ -32,26 +34,32 @@ const WATCHED_PAGES_MAX: u64 = 16 << 10;
 const CLEAR_WORDS: usize = 512;
 /// When the watched pages are looked at, from the moment on at which they are clean.
 const LOOKS_MS: [u64; 5] = [10, 20, 40, 80, 160];
-/// A guest has to be stopped before anything else.
-const STOP_US: u64 = 300;
-/// Times that something goes to the target and back while the guest stands still: the last
-/// round with the state, and the commit.
-const EXCHANGES: u64 = 2;
+/// So often stopping is tried.
+const STOPS: u32 = 5;
 
 /// What the target is told in the end.
 const FAREWELL: &str = "it was a dry run";
 
 /// Measure, and tell what would come of it.
-pub fn rehearse(session: &mut Session<'_>, began: Instant) -> Result<Forecast, MigrationError> {
+pub fn rehearse(
+    session: &mut Session<'_>,
+    driver: &dyn SourceGuest,
+    began: Instant,
+) -> Result<Forecast, MigrationError> {
     let setup_us = micros(began.elapsed());
     session
         .watch
         .update(|progress| progress.phase = Phase::Copying);
-    let empty_round_us = empty_round(session)?;
+    let mut standstill = Standstill::default();
+    standstill.measure_target(session)?;
+    let empty_round_us = standstill.empty_round_us();
     let link = probe(session, empty_round_us)?;
     let dirtied = sample(session)?;
+    for _ in 0..STOPS {
+        standstill.measure_stop(driver);
+    }
     session.abort(FAREWELL);
-    let fixed_us = STOP_US + session.accept.state_us + EXCHANGES * empty_round_us;
+    let fixed_us = standstill.fixed_us();
     let measured = Measured {
         setup_us,
         first_bytes: link.bytes,
@@ -67,12 +75,6 @@ pub fn rehearse(session: &mut Session<'_>, began: Instant) -> Result<Forecast, M
 
 fn micros(time: Duration) -> u64 {
     time.as_micros().try_into().unwrap_or(u64::MAX)
-}
-
-fn empty_round(session: &mut Session<'_>) -> Result<u64, MigrationError> {
-    let rounds = (0..EMPTY_ROUNDS).map(|_| round(session, &[], None));
-    let times: Vec<u64> = rounds.collect::<Result<_, _>>()?;
-    Ok(times.into_iter().min().unwrap_or(0))
 }
 
 /// Send a round, and wait until all of it has arrived; how long that took, in microseconds.
@@ -103,7 +105,7 @@ fn probe(session: &mut Session<'_>, empty_round_us: u64) -> Result<Link, Migrati
     let sent = |session: &Session<'_>| session.watch.sent_bytes.load(Ordering::Relaxed);
     let (began, before) = (Instant::now(), sent(session));
     let (mut took_us, mut done, mut bytes_per_ms) = (0, 0, 0);
-    while done < portions && (done == 0 || began.elapsed() < PROBE_TIME) {
+    while done < portions && (done < PORTIONS_MIN || began.elapsed() < PROBE_TIME) {
         let already = sent(session);
         keep_portion(&mut all, done, portions);
         let round_us = round(session, &all, touched.as_ref())?.saturating_sub(empty_round_us);

@@ -17,6 +17,7 @@ use vmm_core::migration::{Forecast, Migrate, Phase, Summary};
 use super::dirty::SlotBitmap;
 use super::pages::{self, Touched};
 use super::session::{Guest, Session};
+use super::standstill::Standstill;
 use super::stream::Security;
 use super::watch::Watch;
 use super::wire::{Kind, Ready, Running, StateFrame};
@@ -51,6 +52,8 @@ pub enum Commit {
 pub trait SourceGuest: Send {
     /// How often each of its processors has waited for a page so far.
     fn faults(&self) -> Vec<u64>;
+    /// How long stopping it would take now, where that can be told without doing it.
+    fn stop_takes(&self) -> Option<Duration>;
     /// Hold each of them back by so many per cent of its time, until it stops.
     fn throttle(&mut self, percents: &[u8]);
     /// Stop the guest and finish its I/O: its memory stands still from now on.
@@ -137,7 +140,7 @@ fn proceed(
     driver: &mut dyn SourceGuest,
 ) -> Outcome {
     if wish.dry_run {
-        return match rehearsal::rehearse(&mut session, began) {
+        return match rehearsal::rehearse(&mut session, driver, began) {
             Ok(forecast) => Outcome::Rehearsed(forecast),
             Err(error) => Outcome::Stayed(watch.lifeline.blame(error)),
         };
@@ -148,6 +151,7 @@ fn proceed(
         began,
         session,
         converge: Converge::new(wish.goal, None),
+        standstill: Standstill::default(),
     };
     source.run(driver)
 }
@@ -158,6 +162,7 @@ struct Source<'a> {
     began: Instant,
     session: Session<'a>,
     converge: Converge,
+    standstill: Standstill,
 }
 
 impl Source<'_> {
@@ -226,13 +231,14 @@ impl Source<'_> {
     fn copy(&mut self, driver: &mut dyn SourceGuest) -> Result<u64, MigrationError> {
         self.watch
             .update(|progress| progress.phase = Phase::Copying);
+        self.standstill.measure_target(&mut self.session)?;
         let touched = Touched::open().ok();
         loop {
             let before = Instant::now();
             let faults_before = driver.faults();
+            let first = self.session.round == 0;
             let sent_before = self.watch.sent_bytes.load(Ordering::Relaxed);
             let dirty = self.session.tracker.collect()?;
-            let first = self.session.round == 0;
             self.session.begin_round();
             self.session
                 .send_round(&dirty, touched.as_ref().filter(|_| first), true)?;
@@ -247,6 +253,8 @@ impl Source<'_> {
             let faults = driver.faults();
             let new_faults = faults.iter().zip(&faults_before);
             let new_faults: Vec<u64> = new_faults.map(|(now, then)| now - then).collect();
+            self.standstill.measure_stop(driver);
+            self.converge.set_fixed(self.standstill.fixed_us());
             let decision = self.converge.after(round, &new_faults);
             self.watch.update(|progress| {
                 progress.rate = self.converge.rate_bytes_per_ms() * 1000;
@@ -258,7 +266,11 @@ impl Source<'_> {
                 Decision::Throttle => driver.throttle(self.converge.throttle_percents()),
                 Decision::SwitchOver { predicted_us } => return Ok(predicted_us),
                 Decision::GiveUp { predicted_us } => {
-                    return Err(MigrationError::NotConverging { predicted_us });
+                    let fixed_us = self.standstill.fixed_us();
+                    return Err(MigrationError::TooLong {
+                        predicted_us,
+                        fixed_us,
+                    });
                 }
             }
         }

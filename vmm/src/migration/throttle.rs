@@ -4,7 +4,9 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use vmm_core::lifecycle::State;
 
 use crate::guest::Guest;
 use crate::machine::Inspect;
@@ -13,6 +15,10 @@ use crate::vcpu::faults::Faults;
 
 /// Long against the cost of interrupting a processor, short for those who wait for the guest.
 const PERIOD: Duration = Duration::from_millis(10);
+
+/// A processor that has not noticed by then that it is interrupted is not waited for.
+const STOP_MAX: Duration = Duration::from_millis(20);
+const STOP_POLL: Duration = Duration::from_micros(20);
 
 /// The processors of one guest; dropping this lets them run freely.
 pub struct Throttle {
@@ -55,6 +61,26 @@ impl Throttle {
             // The thread listens until the sender goes.
             let _ = orders.send(percents.to_vec());
         }
+    }
+
+    /// How long the processors would take to stop, as far as can be told without stopping them:
+    /// nothing while they are held back, or stand still.
+    pub fn stop_takes(&self) -> Option<Duration> {
+        if self.at_work.is_some() || self.guest.state() == Some(State::Paused) {
+            return None;
+        }
+        let interrupt = |machine: &dyn Inspect| {
+            let began = Instant::now();
+            machine.vcpus().iter().for_each(Vcpu::interrupt);
+            while !machine.vcpus().iter().all(Vcpu::was_interrupted) {
+                if began.elapsed() > STOP_MAX {
+                    break;
+                }
+                thread::sleep(STOP_POLL);
+            }
+            began.elapsed()
+        };
+        self.guest.inspect(interrupt).ok()
     }
 
     /// Let all run freely.

@@ -166,6 +166,17 @@ impl Vcpu {
         }
     }
 
+    /// Interrupt it for a moment, as stopping it would; [`Vcpu::was_interrupted`] tells when it
+    /// has noticed. Nothing happens to a parked one.
+    pub fn interrupt(&self) {
+        self.rest(Duration::from_micros(1));
+    }
+
+    /// Has it noticed the last [`Vcpu::interrupt`]?
+    pub fn was_interrupted(&self) -> bool {
+        self.shared.rest_us.load(Ordering::Acquire) == 0
+    }
+
     /// How often it waits for pages; none where KVM does not count.
     pub fn faults(&self) -> Option<Faults> {
         self.statistics.as_ref().and_then(Faults::of)

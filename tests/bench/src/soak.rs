@@ -20,6 +20,8 @@ const SETTINGS: [&str; 3] = [
     "cpus=1 fill_mib=16 hot_mib=4 rate_mib_s=50",
     "cpus=2 fill_mib=24 hot_mib=16 rate_mib_s=max",
 ];
+/// So often in a row a probe is started that does not come to its work.
+const BOOTS_MAX: u32 = 3;
 /// Nothing that is waited for takes longer.
 const LIMIT: Duration = Duration::from_mins(1);
 const POLL: Duration = Duration::from_millis(1);
@@ -49,6 +51,7 @@ struct Counts {
     lost: u64,
     cancels: u64,
     kills: u64,
+    not_started: u64,
     blackout_ms: Sample,
     cancel_ms: Sample,
 }
@@ -132,8 +135,7 @@ impl Soak<'_> {
         let mut source = if let Some(source) = source {
             source
         } else {
-            let which = self.random.below(SETTINGS.len() as u64) as usize;
-            Side::boot(self.vmm, self.kernel, SETTINGS[which])?
+            self.boot()?
         };
         let mut target = Side::receive(self.vmm)?;
         let began = Instant::now();
@@ -154,6 +156,21 @@ impl Soak<'_> {
                 .push(summary.guest_blackout_us as f64 / 1000.0);
         }
         self.settle(act, source, target, last.map(|last| last.phase))
+    }
+
+    /// A guest that runs. That a probe does not start on a busy machine is told, and no concern
+    /// of a migration's.
+    fn boot(&mut self) -> Result<Side, String> {
+        let mut last = String::new();
+        for _ in 0..BOOTS_MAX {
+            let which = self.random.below(SETTINGS.len() as u64) as usize;
+            match Side::boot(self.vmm, self.kernel, SETTINGS[which]) {
+                Ok(side) => return Ok(side),
+                Err(why) => last = why,
+            }
+            self.counts.not_started += 1;
+        }
+        Err(last)
     }
 
     fn cancel(&mut self, source: &Side) -> Result<(), String> {
@@ -234,7 +251,7 @@ impl Counts {
     fn words(&self, wish: &Wish, took: Duration) -> String {
         let mut words = format!(
             "{} migrations in {:.0} s, seed {}: {} moved, {} stayed, {} lost with a killed side; \
-             {} cancels, {} kills; never two sides, every page verified\n",
+             {} cancels, {} kills; never two sides, every page verified; {} probes did not start\n",
             wish.moves,
             took.as_secs_f64(),
             wish.seed,
@@ -242,7 +259,8 @@ impl Counts {
             self.stayed,
             self.lost,
             self.cancels,
-            self.kills
+            self.kills,
+            self.not_started
         );
         let mut line = |name: &str, sample: &Sample| {
             let _ = writeln!(

@@ -1,7 +1,7 @@
 //! For how long the guest will stand still whatever it does: stopping it, moving the machine's
 //! state, handing over. Measured without stopping it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::MigrationError;
 use super::session::Session;
@@ -19,7 +19,7 @@ pub struct Standstill {
     state_us: u64,
     empty_round_us: u64,
     /// How long stopping would have taken, in order.
-    stops_us: Vec<u64>,
+    stops: Vec<Duration>,
 }
 
 impl Standstill {
@@ -40,9 +40,8 @@ impl Standstill {
     /// Interrupt the processors for a moment, if that says anything now.
     pub fn measure_stop(&mut self, driver: &dyn SourceGuest) {
         if let Some(took) = driver.stop_takes() {
-            let took_us = took.as_micros() as u64;
-            let at = self.stops_us.partition_point(|other| *other < took_us);
-            self.stops_us.insert(at, took_us);
+            let at = self.stops.partition_point(|other| *other < took);
+            self.stops.insert(at, took);
         }
     }
 
@@ -53,7 +52,9 @@ impl Standstill {
 
     /// All of it, in microseconds; of the stops the median.
     pub fn fixed_us(&self) -> u64 {
-        let stop_us = self.stops_us.get(self.stops_us.len() / 2).copied();
-        stop_us.unwrap_or(0) + self.state_us + EXCHANGES * self.empty_round_us
+        let stop = self.stops.get(self.stops.len() / 2).copied();
+        stop.unwrap_or_default().as_micros() as u64
+            + self.state_us
+            + EXCHANGES * self.empty_round_us
     }
 }

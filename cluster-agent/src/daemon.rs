@@ -28,6 +28,7 @@ use crate::http::refusals;
 use crate::http::server::{TlsListener, bind_unix};
 use crate::inventory::HostFile;
 use crate::mail::Outbox;
+use crate::metrics::{self, Metrics};
 use crate::network::{Bridge, NetworkError};
 use crate::picture::Picture;
 use crate::reader::{self, Nudge};
@@ -117,9 +118,18 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let nudge = Nudge::default();
     reader::start(store.clone(), driver.clone(), nudge.clone())
         .map_err(host_error("start", "the reader of the datastore"))?;
-    let outbox = Outbox::new(facts.name.clone(), tls.client.clone());
+    let metrics = Arc::new(Metrics::default());
+    let outbox = Outbox::new(facts.name.clone(), tls.client.clone(), metrics.clone());
     tokio::spawn(
-        Driver::new(host.clone(), outbox, history, picture, manager.watchdog()).run(inputs),
+        Driver::new(
+            host.clone(),
+            outbox,
+            history,
+            picture,
+            manager.watchdog(),
+            metrics.clone(),
+        )
+        .run(inputs),
     );
 
     let api = Arc::new(Api {
@@ -130,15 +140,19 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         tls: tls.client,
         me: facts.name.clone(),
         host: host.clone(),
+        metrics: metrics.clone(),
     });
+    let counted = |from| middleware::from_fn_with_state((metrics.clone(), from), metrics::count);
     let in_one_form = middleware::from_fn(refusals::in_one_form);
     let public = routes::public(api.clone())
         .fallback(routes::unknown)
-        .layer(in_one_form.clone());
+        .layer(in_one_form.clone())
+        .layer(counted("local"));
     let member = routes::member(api.clone())
         .fallback(routes::unknown)
         .layer(in_one_form)
-        .layer(middleware::from_fn_with_state(api, gate));
+        .layer(middleware::from_fn_with_state(api, gate))
+        .layer(counted("network"));
     let member = member.into_make_service_with_connect_info::<Peer>();
     tokio::spawn(axum::serve(local_api, public).into_future());
     tokio::spawn(axum::serve(member_api, member).into_future());

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use cluster_core::brain::Brain;
 use cluster_core::event::{Action, Event, Record};
+use cluster_core::failover::NOBODY_HOLDS_IT;
 use cluster_core::messages::MoveOutcome;
 use cluster_core::model::{GuestId, HostId};
 use shared_storage::StoreError;
@@ -22,6 +23,7 @@ use crate::history::History;
 use crate::host_load;
 use crate::inventory::Reading;
 use crate::mail::{Letter, Outbox};
+use crate::metrics::Metrics;
 use crate::migration::departure::Departure;
 use crate::migration::view::{Berth, MigrationView, Ordered};
 use crate::picture::Picture;
@@ -41,6 +43,8 @@ const CLAIM_LIMIT: Duration = Duration::from_secs(2);
 const CLAIM_PAUSE: Duration = Duration::from_millis(50);
 /// Inputs that may wait for the driver.
 pub const INPUTS_MAX: usize = 1024;
+/// Why a guest moves that nobody but the operator moves.
+const OPERATOR_WANTS_IT: &str = "the operator wants it there";
 /// Events that may wait to be written down.
 const RECORDS_MAX: usize = 256;
 
@@ -99,6 +103,7 @@ pub struct Driver {
     drawn: Instant,
     measured: Instant,
     watchdog: Watchdog,
+    metrics: Arc<Metrics>,
 }
 
 impl Driver {
@@ -109,6 +114,7 @@ impl Driver {
         history: Arc<History>,
         picture: watch::Sender<Picture>,
         watchdog: Watchdog,
+        metrics: Arc<Metrics>,
     ) -> Self {
         let local = host.keeper.host();
         let me = local.name().to_owned();
@@ -127,6 +133,7 @@ impl Driver {
             drawn: Instant::now(),
             measured: Instant::now(),
             watchdog,
+            metrics,
         }
     }
 
@@ -237,7 +244,7 @@ impl Driver {
         to: Option<&HostId>,
         reply: oneshot::Sender<Result<Ordered, String>>,
     ) {
-        let ordered = self.brain.migrate(guest, to, "the operator wants it there");
+        let ordered = self.brain.migrate(guest, to, OPERATOR_WANTS_IT);
         let answer = ordered.map(|(one, number, actions)| {
             for action in actions {
                 self.carry_out(action);
@@ -278,6 +285,7 @@ impl Driver {
             .map(|(name, host)| (name.clone(), host.address))
             .collect();
         self.outbox.set_members(&addresses);
+        self.metrics.keep_peers(|peer| addresses.contains_key(peer));
         self.watch_hosts(&reading);
         let inventory = Box::new(reading.inventory.clone());
         self.reading = reading;
@@ -311,6 +319,9 @@ impl Driver {
     }
 
     fn step(&mut self, now_us: u64, event: Event) {
+        if let Event::Migrated { outcome, .. } = &event {
+            self.metrics.migrated(outcome);
+        }
         for action in self.brain.step(now_us, event) {
             self.carry_out(action);
         }
@@ -345,6 +356,7 @@ impl Driver {
                 from_epoch,
                 because,
             } => {
+                self.metrics.starts(!because.starts_with(NOBODY_HOLDS_IT));
                 self.guests.start(&guest, from_epoch, because);
             }
             Action::Migrate {
@@ -354,6 +366,7 @@ impl Driver {
                 because,
             } => {
                 info!(guest, to, because, "migrates");
+                self.metrics.migrates(because == OPERATOR_WANTS_IT);
                 self.migrate(guest, to, number);
             }
             Action::Stop {

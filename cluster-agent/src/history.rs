@@ -3,6 +3,7 @@
 //! Each host appends JSON lines to a file of its own (`hosts/<host>/events.jsonl`), so there
 //! is one writer a file and no lock; readers merge them by time.
 
+use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -93,6 +94,75 @@ pub fn read_all(hosts_dir: &Path, about: Option<&str>, count: usize) -> io::Resu
     Ok(events.split_off(events.len().saturating_sub(count)))
 }
 
+/// Follows the histories of all hosts.
+#[derive(Debug)]
+pub struct Tail {
+    hosts_dir: PathBuf,
+    /// The last number seen of each host.
+    seen: BTreeMap<HostId, u64>,
+    /// How long each host's file was when it was last read.
+    lengths: BTreeMap<HostId, u64>,
+    /// What there was before counts as seen, but for so many.
+    before: Option<usize>,
+}
+
+impl Tail {
+    /// Go on after what was `seen`; or, if nothing is said of that, begin with the last
+    /// `before` events and what comes from now on.
+    pub fn new(hosts_dir: PathBuf, seen: Option<BTreeMap<HostId, u64>>, before: usize) -> Self {
+        Self {
+            hosts_dir,
+            before: seen.is_none().then_some(before),
+            seen: seen.unwrap_or_default(),
+            lengths: BTreeMap::new(),
+        }
+    }
+
+    /// What is new, each event with what has been seen once it is. Blocks on the datastore;
+    /// a host that cannot be read is looked at again the next time.
+    pub fn look(&mut self) -> Vec<(Event, BTreeMap<HostId, u64>)> {
+        let mut new = Vec::new();
+        for host in fs::read_dir(&self.hosts_dir)
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let Ok(name) = host.file_name().into_string() else {
+                continue;
+            };
+            // Opened first: the length that an NFS client remembers may be a minute old.
+            let file = undelegated::open(&host.path().join(FILE));
+            let length = file
+                .and_then(|file| file.metadata())
+                .map_or(0, |file| file.len());
+            if self.lengths.get(&name) == Some(&length) {
+                continue;
+            }
+            let last = self.seen.get(&name).copied().unwrap_or(0);
+            let events = read_host(&host.path()).into_iter();
+            // A clock that was set back must not turn a host's own order round.
+            let mut latest_ms = 0;
+            new.extend(events.filter(|event| event.number > last).map(|event| {
+                latest_ms = event.unix_ms.max(latest_ms);
+                (latest_ms, event)
+            }));
+            self.lengths.insert(name, length);
+        }
+        new.sort_by(|(a_ms, a), (b_ms, b)| {
+            (a_ms, &a.host, a.number).cmp(&(b_ms, &b.host, b.number))
+        });
+        let skipped = match self.before.take() {
+            Some(before) => new.len().saturating_sub(before),
+            None => 0,
+        };
+        let told = new.into_iter().enumerate().filter_map(|(at, (_, event))| {
+            self.seen.insert(event.host.clone(), event.number);
+            (at >= skipped).then(|| (event, self.seen.clone()))
+        });
+        told.collect()
+    }
+}
+
 /// The events of one host, in order. Lines that a crash cut short are passed over, and a
 /// host that has recorded nothing has no file.
 fn read_host(host_dir: &Path) -> Vec<Event> {
@@ -131,6 +201,36 @@ mod tests {
         assert_eq!(read_all(dir.path(), None, 10).unwrap().len(), 3);
         assert_eq!(read_all(dir.path(), None, 1).unwrap().len(), 1);
         assert_eq!(read_all(dir.path(), Some("web2"), 9).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_tail_tells_each_event_once_and_goes_on_where_another_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |host: &str| {
+            let own = dir.path().join(host);
+            fs::create_dir_all(&own).unwrap();
+            History::open(&own, host.into())
+        };
+        let (a, b) = (open("a"), open("b"));
+        let told = |tail: &mut Tail| -> Vec<String> {
+            tail.look()
+                .into_iter()
+                .map(|(event, _)| event.what)
+                .collect()
+        };
+        a.record("web1", "first", "").unwrap();
+        b.record("web1", "second", "").unwrap();
+        let mut tail = Tail::new(dir.path().to_owned(), None, 1);
+        assert_eq!(told(&mut tail), ["second"]);
+        assert!(told(&mut tail).is_empty());
+        a.record("web1", "third", "").unwrap();
+        b.record("web1", "fourth", "").unwrap();
+        let new = tail.look();
+        let seen = new[0].1.clone();
+        assert_eq!(seen, BTreeMap::from([("a".into(), 2), ("b".into(), 1)]));
+        let mut again = Tail::new(dir.path().to_owned(), Some(seen), 9);
+        assert_eq!(told(&mut again), ["fourth"]);
+        assert!(told(&mut Tail::new(dir.path().to_owned(), None, 0)).is_empty());
     }
 
     #[test]

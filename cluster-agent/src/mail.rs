@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cluster_core::messages::Message;
 use cluster_core::model::HostId;
@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tracing::debug;
 
 use crate::http::client::{Client, Endpoint};
+use crate::metrics::Metrics;
 
 /// Where members take mail.
 pub const MAIL_PATH: &str = "/member/mail";
@@ -45,6 +46,7 @@ pub struct Letter {
 pub struct Outbox {
     me: HostId,
     tls: Arc<ClientConfig>,
+    metrics: Arc<Metrics>,
     peers: BTreeMap<HostId, Peer>,
 }
 
@@ -56,10 +58,11 @@ struct Peer {
 
 impl Outbox {
     /// An outbox that knows no peers yet.
-    pub fn new(me: HostId, tls: Arc<ClientConfig>) -> Self {
+    pub fn new(me: HostId, tls: Arc<ClientConfig>, metrics: Arc<Metrics>) -> Self {
         Self {
             me,
             tls,
+            metrics,
             peers: BTreeMap::new(),
         }
     }
@@ -70,18 +73,19 @@ impl Outbox {
             .retain(|host, peer| members.get(host) == Some(&peer.address));
         for (host, &address) in members {
             if *host != self.me && !self.peers.contains_key(host) {
-                self.peers.insert(host.clone(), self.open(address));
+                self.peers.insert(host.clone(), self.open(host, address));
             }
         }
     }
 
-    fn open(&self, address: SocketAddr) -> Peer {
+    fn open(&self, to: &HostId, address: SocketAddr) -> Peer {
         let (queue, waiting) = mpsc::channel(QUEUE_MAX);
         let endpoint = Endpoint::Member {
             address,
             tls: self.tls.clone(),
         };
-        tokio::spawn(deliver(self.me.clone(), endpoint, waiting));
+        let (me, metrics) = (self.me.clone(), self.metrics.clone());
+        tokio::spawn(deliver(me, to.clone(), endpoint, waiting, metrics));
         Peer { address, queue }
     }
 
@@ -96,22 +100,36 @@ impl Outbox {
 }
 
 /// Runs until the peer's queue is closed.
-async fn deliver(me: HostId, endpoint: Endpoint, mut waiting: mpsc::Receiver<Message>) {
+async fn deliver(
+    me: HostId,
+    to: HostId,
+    endpoint: Endpoint,
+    mut waiting: mpsc::Receiver<Message>,
+    metrics: Arc<Metrics>,
+) {
     let client = Client::new(endpoint, DELIVERY_LIMIT);
     while let Some(message) = waiting.recv().await {
         let letter = Letter {
             from: me.clone(),
             message,
         };
+        let began = Instant::now();
         let delivery = async {
             client.ready(GREETING_LIMIT).await?;
             client
                 .call::<()>(Method::POST, MAIL_PATH, Some(&letter))
                 .await
         };
-        if let Err(error) = delivery.await {
-            debug!(%error, "a message is lost");
-            while waiting.try_recv().is_ok() {}
+        match delivery.await {
+            Ok(()) => metrics.delivered(&to, began.elapsed()),
+            Err(error) => {
+                debug!(%error, "a message is lost");
+                let mut lost = 1;
+                while waiting.try_recv().is_ok() {
+                    lost += 1;
+                }
+                metrics.lost(&to, lost);
+            }
         }
     }
 }

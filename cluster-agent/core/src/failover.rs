@@ -397,9 +397,12 @@ enum Next {
     Start(HostId, String),
 }
 
+/// Why a guest is started that nobody has lost.
+pub const NOBODY_HOLDS_IT: &str = "it shall run and nobody holds it";
+
 fn why(loss: &Loss) -> String {
     match loss {
-        Loss::Free => "it shall run and nobody holds it".into(),
+        Loss::Free => NOBODY_HOLDS_IT.into(),
         Loss::Rebooted(host) => format!("its host {host} was rebooted"),
         Loss::Lapsed(_, why) => why.clone(),
     }

@@ -22,6 +22,7 @@ use crate::admission;
 use crate::console;
 use crate::driver::Input;
 use crate::drs;
+use crate::event_stream;
 use crate::guest_file::GuestFile;
 use crate::guests::Host;
 use crate::history;
@@ -29,6 +30,7 @@ use crate::http::BODY_BYTES_MAX;
 use crate::http::client::{CallError, Client, Endpoint, Refusal};
 use crate::mail::{Letter, MAIL_PATH};
 use crate::maintenance;
+use crate::metrics::{self, Metrics};
 use crate::migration;
 use crate::openapi;
 use crate::picture::Picture;
@@ -61,6 +63,8 @@ pub struct Api {
     pub me: String,
     /// Where its guests are.
     pub host: Arc<Host>,
+    /// What it has counted.
+    pub metrics: Arc<Metrics>,
 }
 
 /// A refusal on its way out.
@@ -135,6 +139,8 @@ pub(crate) fn public_routes() -> Router<Arc<Api>> {
         .merge(maintenance::routes::public())
         .merge(tokens::routes::public())
         .merge(openapi::public())
+        .merge(event_stream::public())
+        .merge(metrics::routes::public())
 }
 
 /// What other members may ask besides.

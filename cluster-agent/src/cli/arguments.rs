@@ -55,6 +55,9 @@ pub enum Verb {
         /// How many.
         #[arg(short = 'n', long, default_value_t = 20)]
         count: u64,
+        /// Go on with what happens from now on, until interrupted.
+        #[arg(short, long)]
+        follow: bool,
     },
     /// Make a guest from an image.
     Create(CreateArguments),

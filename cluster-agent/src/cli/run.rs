@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::arguments::{Arguments, HostVerb, Verb};
 use super::remote::{RemoteError, endpoint};
 use super::table::table;
-use super::{guests, screen};
+use super::{follow, guests, screen};
 use crate::api::views::{ClusterView, Event, GuestView, StopGuest};
 use crate::console;
 use crate::drs;
@@ -99,7 +99,11 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
             };
             agent.show("/v1/images", images).await
         }
-        Verb::Events { count } => {
+        Verb::Events {
+            count,
+            follow: true,
+        } => follow::run(&agent, count).await,
+        Verb::Events { count, .. } => {
             let events = |events: &Vec<Event>| screen::events(events);
             agent
                 .show(&format!("/v1/events?count={count}"), events)
@@ -152,6 +156,11 @@ pub struct Agent {
 }
 
 impl Agent {
+    /// For calls of another kind.
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
     /// Ask for something.
     pub async fn ask<A: DeserializeOwned>(&self, path: &str) -> Result<A, CliError> {
         Ok(self.client.call(Method::GET, path, None::<&()>).await?)

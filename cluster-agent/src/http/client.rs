@@ -180,10 +180,20 @@ impl Client {
     }
 
     /// Open a stream of server-sent events; its lines are the caller's to read.
-    pub async fn stream(&self, path: &str) -> Result<Incoming, CallError> {
-        let response = self.send(Method::GET, path, None::<&()>).await?;
-        // The connection now belongs to the stream.
-        *self.connection.lock().await = None;
+    /// The one after `last_id` comes first, if that is named.
+    pub async fn stream(&self, path: &str, last_id: Option<&str>) -> Result<Incoming, CallError> {
+        let mut sender = self.connect().await.map_err(|e| self.unreachable(e))?;
+        let mut request = self.request(path);
+        if let Some(id) = last_id {
+            request = request.header("last-event-id", id);
+        }
+        let request = request
+            .body(Full::default())
+            .map_err(|error| self.malformed(&error))?;
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|error| self.unreachable(io::Error::other(error)))?;
         if response.status().is_success() {
             return Ok(response.into_body());
         }

@@ -73,6 +73,7 @@ fn describe(operation: &Operation) -> Value {
     let parameters: Vec<_> = in_path.chain(in_query).collect();
     let (status, answer) = match operation.answer {
         Answer::Json(schema) => ("200", content("application/json", &reference(schema))),
+        Answer::Text(kind) => ("200", content(kind, &json!({ "type": "string" }))),
         Answer::Upgrade => ("101", json!({})),
     };
     let mut described = json!({

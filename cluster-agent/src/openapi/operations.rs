@@ -16,6 +16,8 @@ pub(super) struct Operation {
 pub(super) enum Answer {
     /// JSON of this schema.
     Json(&'static str),
+    /// Text of this media type.
+    Text(&'static str),
     /// The connection, for another protocol.
     Upgrade,
 }
@@ -40,6 +42,13 @@ const fn ask(path: &'static str, summary: &'static str, answer: &'static str) ->
         body: None,
         query: &[],
         answer: Answer::Json(answer),
+    }
+}
+
+const fn text(path: &'static str, summary: &'static str, kind: &'static str) -> Operation {
+    Operation {
+        answer: Answer::Text(kind),
+        ..ask(path, summary, "")
     }
 }
 
@@ -77,6 +86,15 @@ pub(super) const OPERATIONS: &[Operation] = &[
             "Events",
         )
     },
+    Operation {
+        query: &[("count", false, "Count")],
+        ..text(
+            "/v1/events/stream",
+            "Events as they happen (server-sent events); Last-Event-ID goes on after one",
+            "text/event-stream",
+        )
+    },
+    text("/metrics", "Numbers for Prometheus", "text/plain"),
     ask("/v1/openapi.json", "This document", "Document"),
     ask(
         "/v1/ca",

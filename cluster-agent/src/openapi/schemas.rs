@@ -86,8 +86,8 @@ fn cluster() -> Value {
         })),
         "Events": list("Event"),
         "UpgradePlan": { "type": "array", "items": object(&json!({
-            "host": text, "moves": { "type": "array" }, "memory_mib": number,
-            "migration_ms": number, "against": { "type": "array", "items": text }
+            "host": text, "moves": { "type": "array" }, "memory-mib": number,
+            "migration-ms": number, "against": { "type": "array", "items": text }
         })) },
         "Maintain": request(&["enter"], &json!({
             "enter": { "type": "boolean" }, "force": { "type": "boolean" } })),

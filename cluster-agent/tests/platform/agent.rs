@@ -1,5 +1,6 @@
 //! An agent of a cluster of one host, in a directory of its own.
 
+use std::fs::OpenOptions;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -17,7 +18,8 @@ const POLL: Duration = Duration::from_millis(100);
 
 /// A running agent; ends with its value.
 pub struct Agent {
-    child: Child,
+    child: Option<Child>,
+    environment: Vec<String>,
     dir: TempDir,
     pub port: u16,
     bridge: String,
@@ -34,26 +36,46 @@ impl Agent {
         std::fs::create_dir(dir.path().join("store")).unwrap();
         let port = free_port();
         let bridge = format!("gwt{port}");
-        let log = std::fs::File::create(dir.path().join("log")).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_cluster-agent"))
-            .env_remove("GODWIT_LOG")
-            .envs(environment.iter().copied())
-            .args(["--name", "a", "--address", "127.0.0.1", "--bridge", &bridge])
-            .args(["--port", &port.to_string()])
-            .arg("--datastore")
-            .arg(dir.path().join("store"))
-            .arg("--run-dir")
-            .arg(dir.path().join("run"))
-            .stderr(log)
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        Some(Self {
-            child,
+        let environment = environment.iter();
+        let environment = environment.map(|(name, value)| (*name).to_owned() + "=" + value);
+        let mut agent = Self {
+            child: None,
+            environment: environment.collect(),
             dir,
             port,
             bridge,
-        })
+        };
+        agent.spawn();
+        Some(agent)
+    }
+
+    fn spawn(&mut self) {
+        let log = self.dir().join("log");
+        let log = OpenOptions::new().append(true).create(true).open(log);
+        let environment = self
+            .environment
+            .iter()
+            .filter_map(|one| one.split_once('='));
+        let child = Command::new(env!("CARGO_BIN_EXE_cluster-agent"))
+            .env_remove("GODWIT_LOG")
+            .envs(environment)
+            .args(["--name", "a", "--address", "127.0.0.1"])
+            .args(["--bridge", &self.bridge])
+            .args(["--port", &self.port.to_string()])
+            .arg("--datastore")
+            .arg(self.dir().join("store"))
+            .arg("--run-dir")
+            .arg(self.dir().join("run"))
+            .stderr(log.unwrap())
+            .stdin(Stdio::null())
+            .spawn();
+        self.child = Some(child.unwrap());
+    }
+
+    /// End it and start it again.
+    pub fn restart(&mut self) {
+        self.stop();
+        self.spawn();
     }
 
     /// Where things can be put beside it.
@@ -91,9 +113,10 @@ impl Agent {
 
     /// Ask it to end, and see it end well.
     pub fn stop(&mut self) {
-        let pid = rustix::process::Pid::from_child(&self.child);
+        let mut child = self.child.take().unwrap();
+        let pid = rustix::process::Pid::from_child(&child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        let status = self.child.wait().unwrap();
+        let status = child.wait().unwrap();
         assert!(status.success(), "{status}:\n{}", self.log());
     }
 
@@ -109,8 +132,10 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
         let _ = Command::new("ip")
             .args(["link", "delete", &self.bridge])
             .status();

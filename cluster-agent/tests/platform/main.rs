@@ -5,3 +5,4 @@
 mod agent;
 mod operators;
 mod systemd;
+mod watching;

@@ -1,9 +1,10 @@
 //! The only loop: whatever happens reaches the brain here, whatever it decides leaves here.
 
+pub(crate) mod lead;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use cluster_core::brain::Brain;
@@ -11,10 +12,10 @@ use cluster_core::event::{Action, Event, Record};
 use cluster_core::failover::NOBODY_HOLDS_IT;
 use cluster_core::messages::MoveOutcome;
 use cluster_core::model::{GuestId, HostId};
-use shared_storage::StoreError;
 use shared_storage::clock::boottime_us;
-use shared_storage::lease::{HeldLease, LeaseFiles, Notice, Seen};
+use shared_storage::lease::{HeldLease, Notice};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tracing::{error, info, warn};
 
@@ -22,12 +23,14 @@ use crate::guests::{Guests, Host, Observed};
 use crate::history::History;
 use crate::host_load;
 use crate::inventory::Reading;
+use crate::leaving::leave;
 use crate::mail::{Letter, Outbox};
 use crate::metrics::Metrics;
 use crate::migration::departure::Departure;
 use crate::migration::view::{Berth, MigrationView, Ordered};
 use crate::picture::Picture;
 use crate::systemd::Watchdog;
+use lead::contend;
 
 /// The brain is told the time so often.
 const TICK: Duration = Duration::from_millis(50);
@@ -37,10 +40,6 @@ const PICTURE_EVERY: Duration = Duration::from_millis(250);
 const MEASURE_EVERY: Duration = Duration::from_secs(2);
 /// One claim or release of the leader lease may take so long.
 const STORAGE_LIMIT: Duration = Duration::from_secs(10);
-/// A leader that is gone shows so within two of its heartbeats after its lease was read.
-const CLAIM_LIMIT: Duration = Duration::from_secs(2);
-/// How often the claim is tried meanwhile.
-const CLAIM_PAUSE: Duration = Duration::from_millis(50);
 /// Inputs that may wait for the driver.
 pub const INPUTS_MAX: usize = 1024;
 /// Why a guest moves that nobody but the operator moves.
@@ -96,6 +95,10 @@ pub struct Driver {
     outbox: Outbox,
     records: mpsc::Sender<Record>,
     leadership: Option<HeldLease>,
+    /// It is leaving the cluster.
+    leaves: bool,
+    /// A claim of the lead under way.
+    contender: Option<JoinHandle<()>>,
     reading: Reading,
     observed: BTreeMap<GuestId, Observed>,
     migrations: BTreeMap<GuestId, MigrationView>,
@@ -126,6 +129,8 @@ impl Driver {
             outbox,
             records: write_down(history),
             leadership: None,
+            leaves: false,
+            contender: None,
             reading: Reading::default(),
             observed: BTreeMap::new(),
             migrations: BTreeMap::new(),
@@ -335,17 +340,18 @@ impl Driver {
                 from_epoch,
                 because,
             } => {
-                info!(from_epoch, because, "contends for the lead");
-                tokio::task::spawn_blocking({
+                // The brain asks again while a claim waits for its grounds.
+                if self.contender.as_ref().is_none_or(JoinHandle::is_finished) {
+                    info!(from_epoch, because, "contends for the lead");
                     let host = self.host.clone();
-                    move || contend(&host, from_epoch)
-                });
+                    let contend = move || contend(&host, from_epoch);
+                    self.contender = Some(tokio::task::spawn_blocking(contend));
+                }
             }
             Action::ReleaseLeader { because } => {
                 info!(because, "releases the lead");
-                if let Some(lease) = self.leadership.take() {
-                    tokio::task::spawn_blocking(move || lease.release(STORAGE_LIMIT));
-                }
+                let (host, held) = (self.host.clone(), self.leadership.take());
+                tokio::task::spawn_blocking(move || lead::release(&host, held));
             }
             Action::ReadLeases { guests } => {
                 let host = self.host.clone();
@@ -369,6 +375,16 @@ impl Driver {
                 self.metrics.migrates(because == OPERATOR_WANTS_IT);
                 self.migrate(guest, to, number);
             }
+            Action::NotMigrated(answer) => {
+                let view = MigrationView::refused(&answer);
+                self.migrations.insert(answer.guest, view);
+                self.draw();
+            }
+            Action::Release { guest, because } => {
+                info!(guest, because, "lets go");
+                self.guests.release(&guest);
+            }
+            Action::Leave => self.leave(),
             Action::Stop {
                 guest,
                 how,
@@ -386,6 +402,16 @@ impl Driver {
         }
     }
 
+    fn leave(&mut self) {
+        if !self.guests.is_empty() || self.leaves {
+            return;
+        }
+        self.leaves = true;
+        let leads = self.brain.leader() == Some(&self.me);
+        let held = self.leadership.take();
+        leave(self.host.clone(), leads.then_some(held));
+    }
+
     fn draw(&self) {
         let picture = Picture::draw(
             &self.me,
@@ -395,68 +421,6 @@ impl Driver {
             &self.migrations,
         );
         self.picture.send_replace(picture);
-    }
-}
-
-/// Try to become the leader, and say what came of it.
-fn contend(host: &Host, from_epoch: u64) {
-    let files = host.store.leader_lease();
-    let claimed = files.look().and_then(|seen| {
-        let found = seen.last.as_ref().map_or(0, |last| last.epoch);
-        if found == from_epoch {
-            claim_lead(host, &files, &seen)
-        } else {
-            Ok(None)
-        }
-    });
-    match claimed {
-        Ok(Some(lease)) => {
-            let _ = host.driver.blocking_send(Input::Leads(lease));
-        }
-        Ok(None) => {}
-        Err(error) => warn!(%error, "cannot contend for the lead"),
-    }
-    let sent_us = boottime_us();
-    if let Ok(last) = files.last() {
-        let event = Event::LeaderLease(last.as_ref().into());
-        let _ = host.driver.blocking_send(Input::Brain(sent_us, event));
-    }
-}
-
-/// The lead, or nothing if it is another's. Only a heartbeat read *after* the lease was looked at
-/// tells that its holder is gone, so the first tries are bound to be refused.
-fn claim_lead(
-    host: &Host,
-    files: &LeaseFiles,
-    seen: &Seen,
-) -> Result<Option<HeldLease>, StoreError> {
-    let give_up = Instant::now() + CLAIM_LIMIT;
-    loop {
-        let watcher = host.watcher.read().unwrap_or_else(PoisonError::into_inner);
-        let claimed = HeldLease::claim(
-            &host.keeper,
-            files.clone(),
-            seen,
-            Some(&watcher),
-            None,
-            STORAGE_LIMIT,
-        );
-        drop(watcher);
-        match claimed {
-            // An earlier agent of this boot led: go on in its place.
-            Err(StoreError::Held { source, .. })
-                if matches!(*source, storage_core::lease::Held::ByUs { .. }) =>
-            {
-                return HeldLease::adopt(&host.keeper, files.clone(), None, STORAGE_LIMIT)
-                    .map(Some);
-            }
-            Err(StoreError::Held { .. }) if Instant::now() < give_up => thread::sleep(CLAIM_PAUSE),
-            Err(error @ (StoreError::Held { .. } | StoreError::Refused { .. })) => {
-                info!(%error, "the lead is another's");
-                return Ok(None);
-            }
-            other => return other.map(Some),
-        }
     }
 }
 

@@ -90,6 +90,11 @@ fn take_policy(inventory: &mut Inventory, policy: Policy) {
             host.maintenance = true;
         }
     }
+    for name in policy.leaving {
+        if let Some(host) = inventory.hosts.get_mut(&name) {
+            host.leaving = true;
+        }
+    }
     for (group, hosts) in policy.groups {
         for name in hosts {
             if let Some(host) = inventory.hosts.get_mut(&name) {

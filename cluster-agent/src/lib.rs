@@ -16,6 +16,7 @@ pub mod host_facts;
 pub mod host_load;
 pub mod http;
 pub mod inventory;
+pub mod leaving;
 pub mod mail;
 pub mod maintenance;
 pub mod metrics;

@@ -138,6 +138,10 @@ fn hosts(
         let entry = reading.inventory.hosts.get(name);
         entry.is_some_and(|entry| entry.maintenance)
     };
+    let leaves = |name: &HostId| {
+        let entry = reading.inventory.hosts.get(name);
+        entry.is_some_and(|entry| entry.leaving)
+    };
     let loads = assessment.map(|assessment| &assessment.loads);
     reading
         .hosts
@@ -145,6 +149,7 @@ fn hosts(
         .map(|(name, host)| {
             let health = match brain.peer(name) {
                 None if name == me && brain.is_cut_off() => "isolated".to_owned(),
+                None if leaves(name) => "leaving".to_owned(),
                 None if rests(name) => "in maintenance".to_owned(),
                 None => "alive".to_owned(),
                 Some((state, _)) => state.word().to_owned(),
@@ -181,7 +186,7 @@ fn problems(hosts: &[HostView], guests: &[GuestView], led: bool) -> Vec<Problem>
     }
     for host in hosts
         .iter()
-        .filter(|host| !matches!(&host.health[..], "alive" | "in maintenance"))
+        .filter(|host| !matches!(&host.health[..], "alive" | "in maintenance" | "leaving"))
     {
         problems.push(Problem {
             what: format!("host {} is {}", host.name, host.health),

@@ -22,6 +22,8 @@ pub struct Policy {
     pub rules: BTreeMap<String, Rule>,
     /// Hosts that shall be empty.
     pub maintenance: BTreeSet<HostId>,
+    /// Hosts that shall leave the cluster once they are empty.
+    pub leaving: BTreeSet<HostId>,
 }
 
 impl Policy {

@@ -5,6 +5,9 @@
 //! runs. It holds no truth: who owns a guest or the lead is what their leases say, and a
 //! new brain (after an agent restart, on a new leader) finds out from them.
 
+mod duty;
+mod watch;
+
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -15,15 +18,15 @@ use storage_core::hold::Hold;
 use crate::admission::{Admission, Admitted, Refusal, Reserve};
 use crate::balance::Move;
 use crate::drs::{Drs, Order};
-use crate::event::{Action, Event, Level, Record, StopHow};
-use crate::health::{Change, HostState, Peer, Wanted};
-use crate::leader::{Contest, vacancy};
+use crate::event::{Action, Event, Level, Record};
+use crate::health::{HostState, Peer};
+use crate::leader::Contest;
 use crate::leading::Leading;
 use crate::member::Member;
-use crate::messages::{Beat, HostNote, Incarnation, LeaseSeen, Message, MoveOutcome};
+use crate::messages::{HostNote, Incarnation, LeaseSeen, Message, MoveOutcome};
 use crate::model::{Cluster, Guest, GuestId, HostId, Resources};
 use crate::observation::Observation;
-use crate::settings::{Inventory, IsolationResponse, Settings, Waits};
+use crate::settings::{Inventory, Settings, Waits};
 
 /// Up to so many hosts each beats to each; beyond, to the leader and its neighbours.
 const FULL_MESH_HOSTS: usize = 32;
@@ -46,6 +49,7 @@ pub struct Brain {
     sequence: u64,
     note: HostNote,
     cut_off: bool,
+    next_leave_us: u64,
     member: Member,
     leading: Option<Leading>,
 }
@@ -67,6 +71,7 @@ impl Brain {
             sequence: 0,
             note: HostNote::default(),
             cut_off: false,
+            next_leave_us: 0,
             member: Member::default(),
             leading: None,
         }
@@ -88,6 +93,7 @@ impl Brain {
                 self.judge_peers(&mut actions);
                 self.judge_self(&mut actions);
                 self.stop_unwanted(&mut actions);
+                self.leave(&mut actions);
                 self.seek_lead(&mut actions);
                 self.lead(&mut actions);
             }
@@ -242,7 +248,7 @@ impl Brain {
         let now_us = self.now_us;
         match event {
             Event::Tick => {}
-            Event::Inventory(inventory) => self.take_inventory(*inventory),
+            Event::Inventory(inventory) => self.take_inventory(*inventory, actions),
             Event::Sighted {
                 host,
                 record,
@@ -277,8 +283,14 @@ impl Brain {
         }
     }
 
-    fn take_inventory(&mut self, inventory: Inventory) {
+    fn take_inventory(&mut self, inventory: Inventory, actions: &mut Vec<Action>) {
         let now_us = self.now_us;
+        let gone = self.peers.keys();
+        let gone = gone.filter(|name| !inventory.hosts.contains_key(*name));
+        for name in gone.filter(|_| self.leading.is_some()) {
+            let text = "is no member of the cluster any more".to_string();
+            record(actions, Level::Info, name, text);
+        }
         self.peers
             .retain(|name, _| inventory.hosts.contains_key(name));
         for name in inventory.hosts.keys().filter(|name| **name != self.me) {
@@ -369,9 +381,18 @@ impl Brain {
                         let text = format!("is not migrated to {}: {why}", refusal.to);
                         record(actions, Level::Warning, &refusal.guest, text);
                     }
+                    actions.push(Action::NotMigrated(refusal.clone()));
                     self.send_or_take(from.clone(), Message::Moved(refusal), actions);
                 }
             },
+            Message::Release(order) => {
+                if let Some(release) = self.member.ordered_release(order) {
+                    if let Action::Release { guest, because } = &release {
+                        record(actions, Level::Warning, guest, because.clone());
+                    }
+                    actions.push(release);
+                }
+            }
             Message::Moved(answer) => {
                 if let Some(leading) = &mut self.leading {
                     actions.extend(leading.moved(now_us, &answer));
@@ -399,167 +420,9 @@ impl Brain {
         }
     }
 
-    fn beat(&mut self, actions: &mut Vec<Action>) {
-        if self.now_us < self.next_beat_us {
-            return;
-        }
-        self.next_beat_us = self.now_us + self.waits().beat_us;
-        self.sequence += 1;
-        let beat = Beat {
-            incarnation: self.incarnation,
-            sequence: self.sequence,
-            leader_epoch: self.lead_seen.epoch,
-        };
-        for to in self.circle() {
-            actions.push(Action::Send {
-                to,
-                message: Message::Beat(beat.clone()),
-            });
-        }
-    }
-
-    /// Those this host beats to and expects beats from.
-    fn circle(&self) -> Vec<HostId> {
-        let all: Vec<&HostId> = self.peers.keys().collect();
-        if all.len() < FULL_MESH_HOSTS || self.leading.is_some() {
-            return all.into_iter().cloned().collect();
-        }
-        let after = all.partition_point(|name| **name < self.me);
-        let mut circle: Vec<HostId> = (0..NEIGHBOURS)
-            .flat_map(|step| [after + step, after + all.len() - 1 - step])
-            .map(|index| all[index % all.len()].clone())
-            .collect();
-        circle.extend(self.leader().filter(|leader| **leader != self.me).cloned());
-        circle.sort();
-        circle.dedup();
-        circle
-    }
-
-    fn judge_peers(&mut self, actions: &mut Vec<Action>) {
-        let (now_us, t, circle) = (self.now_us, self.waits(), self.circle());
-        let Some(inventory) = &self.inventory else {
-            return;
-        };
-        let mut heard = 0_u16;
-        for (name, peer) in &mut self.peers {
-            let expected = circle.binary_search(name).is_ok();
-            peer.expect(now_us, expected);
-            heard += u16::from(expected && peer.is_heard(now_us, &t));
-            let entry = inventory.hosts.get(name);
-            let wanted = match entry {
-                Some(entry) if entry.leaving => Wanted::Leaving,
-                Some(entry) if entry.maintenance => Wanted::Maintenance,
-                _ => Wanted::Service,
-            };
-            if let Some(change) = peer.judge(now_us, wanted, &t)
-                && self.leading.is_some()
-            {
-                record(actions, level_of(&change), name, words_of(name, &change));
-            }
-        }
-        let note = HostNote {
-            hears: heard,
-            of: circle.len() as u16,
-        };
-        if note != self.note {
-            self.note = note;
-            actions.push(Action::Publish(note));
-        }
-    }
-
-    /// Cut off: hears nobody although others live; responds once somebody else leads and
-    /// is heard by others, so that a dead switch does not stop the whole cluster.
-    fn judge_self(&mut self, actions: &mut Vec<Action>) {
-        let (now_us, t) = (self.now_us, self.waits());
-        let alone = self.note.of > 0
-            && self.peers.values().all(|peer| peer.is_cut_off(now_us, &t))
-            && self.peers.values().any(|peer| peer.beats(now_us, &t));
-        if alone != self.cut_off {
-            self.cut_off = alone;
-            let text = if alone {
-                format!(
-                    "hears none of {} peers, though some beat on the datastore",
-                    self.note.of
-                )
-            } else {
-                "is no longer cut off from its peers".to_string()
-            };
-            record(actions, Level::Warning, &self.me, text);
-        }
-        let response = self.settings().isolation_response;
-        if !alone || response == IsolationResponse::Leave || self.leading.is_some() {
-            return;
-        }
-        let leader = self.leader().and_then(|leader| self.peers.get(leader));
-        if !leader.is_some_and(|leader| leader.beats(now_us, &t) && leader.note().hears > 0) {
-            return;
-        }
-        let how = match response {
-            IsolationResponse::PowerOff => StopHow::PowerOff,
-            _ => StopHow::ShutDown,
-        };
-        actions.extend(
-            self.member
-                .stop_all(how, &format!("{} is isolated", self.me)),
-        );
-    }
-
     fn stop_unwanted(&mut self, actions: &mut Vec<Action>) {
         if let Some(inventory) = &self.inventory {
             actions.extend(self.member.stop_unwanted(self.now_us, inventory));
-        }
-    }
-
-    fn seek_lead(&mut self, actions: &mut Vec<Action>) {
-        let (now_us, t) = (self.now_us, self.waits());
-        let me = (&self.me, self.incarnation);
-        if self.leads() {
-            if let Some(because) = self.contest.step_down(now_us, self.note, &self.peers, &t) {
-                self.leading = None;
-                self.contest = Contest::default();
-                actions.push(Action::ReleaseLeader { because });
-            }
-            return;
-        }
-        if !self.lead_read || !self.hold.is_live(now_us) {
-            return;
-        }
-        let vacancy = vacancy(&self.lead_seen, me, self.hold.term(), &self.peers, &t);
-        let entry = self
-            .inventory
-            .as_ref()
-            .and_then(|inventory| inventory.hosts.get(&self.me));
-        let resting = entry.is_some_and(|entry| entry.maintenance || entry.leaving);
-        let mine = (&self.me, self.note, resting);
-        if let Some(because) = self
-            .contest
-            .contend(now_us, vacancy.as_ref(), mine, &self.peers, &t)
-        {
-            let from_epoch = self.lead_seen.epoch;
-            actions.push(Action::ContendForLeader {
-                from_epoch,
-                because,
-            });
-        }
-    }
-
-    fn lead(&mut self, actions: &mut Vec<Action>) {
-        if !self.leads() {
-            return;
-        }
-        let (now_us, settings, t) = (self.now_us, self.settings(), self.waits());
-        let me = (&self.me, self.incarnation);
-        let Some(leading) = &mut self.leading else {
-            return;
-        };
-        let wanted = leading.step(now_us, me, &self.peers, &settings, &t);
-        // Orders to this host itself are taken in at once, which may answer and so on;
-        // what the next step wants is left to it.
-        for action in wanted {
-            match action {
-                Action::Send { to, message } => self.send_or_take(to, message, actions),
-                other => actions.push(other),
-            }
         }
     }
 
@@ -579,23 +442,6 @@ fn record(actions: &mut Vec<Action>, level: Level, about: &str, text: String) {
         about: about.into(),
         text,
     }));
-}
-
-fn level_of(change: &Change) -> Level {
-    match change.is {
-        HostState::Dead | HostState::StorageLost => Level::Error,
-        HostState::Suspect | HostState::Isolated => Level::Warning,
-        _ => Level::Info,
-    }
-}
-
-fn words_of(name: &str, change: &Change) -> String {
-    format!(
-        "{name} is {} (was {}): {}",
-        change.is.word(),
-        change.was.word(),
-        change.because
-    )
 }
 
 #[cfg(test)]

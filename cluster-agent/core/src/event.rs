@@ -7,7 +7,9 @@ use alloc::vec::Vec;
 use storage_core::hold::Hold;
 use storage_core::record::HeartbeatRecord;
 
-use crate::messages::{HostNote, LeaseSeen, LocalGuest, Message, MoveOutcome, StartOutcome};
+use crate::messages::{
+    HostNote, LeaseSeen, LocalGuest, Message, MoveAnswer, MoveOutcome, StartOutcome,
+};
 use crate::model::{GuestId, HostId};
 use crate::observation::{Counted, HostCounted};
 use crate::settings::Inventory;
@@ -136,6 +138,19 @@ pub enum Action {
         /// Why.
         because: String,
     },
+    /// A migration that was ordered does not begin; whoever waits for it is to be told.
+    NotMigrated(MoveAnswer),
+    /// Release the lease of this guest, which names this host, unless it runs here after all.
+    Release {
+        /// Which guest.
+        guest: GuestId,
+        /// Why.
+        because: String,
+    },
+    /// This host was told to leave the cluster and seems empty: it takes itself off the list
+    /// and its agent ends, if there is no guest that has only not been found again yet. Asked
+    /// for again and again.
+    Leave,
     /// Stop this guest here, release its lease and do not restart it here.
     Stop {
         /// Which guest.

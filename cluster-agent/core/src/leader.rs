@@ -117,10 +117,14 @@ impl Contest {
     pub fn step_down(
         &mut self,
         now_us: u64,
-        mine: HostNote,
+        (me, mine, resting): (&HostId, HostNote, bool),
         peers: &BTreeMap<HostId, Peer>,
         t: &Waits,
     ) -> Option<String> {
+        if resting {
+            return heir(now_us, peers, t)
+                .map(|heir| format!("{me} is being emptied, and {heir} can lead"));
+        }
         let better = peers.iter().find(|(_, peer)| {
             peer.beats(now_us, t) && peer.note().of > 0 && peer.note().well_connected()
         });
@@ -139,6 +143,13 @@ impl Contest {
             )
         })
     }
+}
+
+/// A host in service that could lead in the place of one that is being emptied.
+fn heir<'a>(now_us: u64, peers: &'a BTreeMap<HostId, Peer>, t: &Waits) -> Option<&'a HostId> {
+    let fit =
+        |peer: &Peer| peer.trusted(now_us) && peer.beats(now_us, t) && peer.note().well_connected();
+    Some(peers.iter().find(|(_, peer)| fit(peer))?.0)
 }
 
 /// How many hosts should contend before this one.

@@ -12,8 +12,8 @@ use crate::event::{Action, Level, Record};
 use crate::failover::{Decision, Failover, Situation};
 use crate::health::{HostState, Peer};
 use crate::messages::{
-    Holder, Incarnation, LeaseSeen, Message, MoveAnswer, MoveOrder, MoveOutcome, Report,
-    StartAnswer, StartOrder, StartOutcome,
+    Holder, Incarnation, LeaseSeen, Message, MoveAnswer, MoveOrder, MoveOutcome, ReleaseOrder,
+    Report, StartAnswer, StartOrder, StartOutcome,
 };
 use crate::model::{Cluster, Desired, GuestId, Host, HostId, HostMode};
 use crate::moves::Orders;
@@ -155,7 +155,9 @@ impl Leading {
             .into_iter()
             .filter(|(name, _)| known.contains_key(name));
         let guests = guests.collect();
-        let (doubtful, changed) = self.owners.reported(host, report.incarnation, guests);
+        let (doubtful, changed) = self
+            .owners
+            .reported(now_us, host, report.incarnation, guests);
         self.changed |= changed;
         doubtful.into_iter().collect()
     }
@@ -244,7 +246,7 @@ impl Leading {
         let to = match to {
             Some(to) if *to == from => return Err(format!("{guest} is on {to} already")),
             Some(to) if !self.cluster.hosts.contains_key(to) => {
-                return Err(format!("there is no host {to}"));
+                return Err(format!("there is no host {to}; `godwit hosts` lists them"));
             }
             Some(to) => to.clone(),
             None => self.best_other(guest, &from)?,
@@ -308,6 +310,7 @@ impl Leading {
         if !guests.is_empty() {
             actions.push(Action::ReadLeases { guests });
         }
+        actions.extend(self.free_abandoned(now_us, peers));
         let gather_until_us = *self.gather_until_us.get_or_insert(now_us + GATHER_US);
         if now_us < gather_until_us && peers.values().any(|peer| peer.unknown(t)) {
             return actions;
@@ -339,6 +342,28 @@ impl Leading {
                 .map(|decision| self.carry_out(decision)),
         );
         actions
+    }
+
+    /// Guests that a living host holds and does not run are to be let go by it, so that they
+    /// can be started like any other that nobody has.
+    fn free_abandoned(&mut self, now_us: u64, peers: &BTreeMap<HostId, Peer>) -> Vec<Action> {
+        let abandoned = self.owners.abandoned(now_us);
+        let living = abandoned.into_iter().filter(|(_, host)| {
+            let peer = peers.get(host);
+            peer.is_none_or(|peer| !peer.state().lapsed())
+        });
+        let release = living.map(|(guest, host)| {
+            let order = ReleaseOrder {
+                because: format!("{host} holds it and does not run it, so it lets go of it"),
+                guest,
+                leader_epoch: self.epoch,
+            };
+            Action::Send {
+                to: host,
+                message: Message::Release(order),
+            }
+        });
+        release.collect()
     }
 
     fn see_hosts(&mut self, now_us: u64, me: &HostId, peers: &BTreeMap<HostId, Peer>, t: &Waits) {

@@ -7,8 +7,8 @@ use alloc::vec::Vec;
 
 use crate::event::{Action, StopHow};
 use crate::messages::{
-    GuestState, Incarnation, LocalGuest, MoveAnswer, MoveOrder, MoveOutcome, Report, StartAnswer,
-    StartOrder, StartOutcome,
+    GuestState, Incarnation, LocalGuest, MoveAnswer, MoveOrder, MoveOutcome, ReleaseOrder, Report,
+    StartAnswer, StartOrder, StartOutcome,
 };
 use crate::model::{Desired, GuestId, HostId, Resources};
 use crate::moves::{Ended, Moves, NotBegun};
@@ -229,6 +229,24 @@ impl Member {
             }
             Ok(begun) => Ok(begun),
         }
+    }
+
+    /// A leader wants a guest let go that this host seems not to run.
+    pub fn ordered_release(&mut self, order: ReleaseOrder) -> Option<Action> {
+        let here = self.locals.contains_key(&order.guest) || self.starts.contains_key(&order.guest);
+        if here || order.leader_epoch < self.leader_epoch {
+            self.report_soon();
+            return None;
+        }
+        Some(Action::Release {
+            guest: order.guest,
+            because: order.because,
+        })
+    }
+
+    /// Is no guest here, and none on its way?
+    pub fn is_empty(&self) -> bool {
+        self.locals.is_empty() && self.starts.is_empty()
     }
 
     /// A migration begun here has ended.

@@ -27,6 +27,8 @@ pub enum Message {
     Move(MoveOrder),
     /// Member to leader: how the migration went.
     Moved(MoveAnswer),
+    /// Leader to member: let go of a guest that you hold and do not run.
+    Release(ReleaseOrder),
 }
 
 /// A network heartbeat.
@@ -172,6 +174,17 @@ pub struct MoveOrder {
     pub to: HostId,
     /// What the order is known by to whoever waits for it.
     pub number: u64,
+    /// Epoch of the leader lease of whoever orders; older leaders are not obeyed.
+    pub leader_epoch: u64,
+    /// Why, for the history.
+    pub because: String,
+}
+
+/// Let go of a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleaseOrder {
+    /// Which guest.
+    pub guest: GuestId,
     /// Epoch of the leader lease of whoever orders; older leaders are not obeyed.
     pub leader_epoch: u64,
     /// Why, for the history.

@@ -13,6 +13,9 @@ use crate::messages::{GuestState, Holder, Incarnation, LeaseSeen, LocalGuest};
 use crate::model::{GuestId, HostId};
 use crate::settings::Waits;
 
+/// A holder that has reported for so long without a guest of its does not run it.
+const ABANDONED_US: u64 = 5_000_000;
+
 /// What is known about one guest.
 #[derive(Debug, Clone, Default)]
 pub struct Owned {
@@ -24,6 +27,8 @@ pub struct Owned {
     pub arriving: Option<HostId>,
     /// When its lease was last asked for.
     pub asked_us: Option<u64>,
+    /// Since when its holder reports all it has, and this guest is not among it.
+    absent_since_us: Option<u64>,
 }
 
 /// How a guest came to have no living holder.
@@ -74,6 +79,7 @@ impl Owners {
             };
             if !owned.lease.as_ref().is_some_and(same) {
                 owned.report = None;
+                owned.absent_since_us = None;
             }
             owned.lease = Some(seen);
         }
@@ -83,6 +89,7 @@ impl Owners {
     /// report contradicts what was known, and whether anything changed.
     pub fn reported(
         &mut self,
+        now_us: u64,
         host: &HostId,
         incarnation: Incarnation,
         report: BTreeMap<GuestId, LocalGuest>,
@@ -99,6 +106,7 @@ impl Owners {
             let was_here =
                 |holder: &Holder| holder.host == *host && holder.incarnation == incarnation;
             if owned.holder().is_some_and(was_here) {
+                owned.absent_since_us.get_or_insert(now_us);
                 doubtful.insert(guest.clone());
             }
         }
@@ -137,12 +145,31 @@ impl Owners {
                 .is_none_or(|before| before.state != local.state);
             owned.report = Some(local);
             owned.asked_us = None;
+            owned.absent_since_us = None;
             if owned.arriving.as_ref() == Some(host) {
                 owned.arriving = None;
             }
         }
         changed |= !doubtful.is_empty();
         (doubtful, changed)
+    }
+
+    /// Guests whose holder lives and has said for `ABANDONED_US` that it does not have them:
+    /// its agent gave them up, or was not there when their VMM died. Each is named once in that
+    /// time.
+    pub fn abandoned(&mut self, now_us: u64) -> Vec<(GuestId, HostId)> {
+        let mut abandoned = Vec::new();
+        for (guest, owned) in &mut self.known {
+            let holder = owned.lease.as_ref().and_then(|lease| lease.holder.as_ref());
+            let since = owned.absent_since_us;
+            if let (Some(holder), Some(since)) = (holder, since)
+                && now_us >= since + ABANDONED_US
+            {
+                abandoned.push((guest.clone(), holder.host.clone()));
+                owned.absent_since_us = Some(now_us);
+            }
+        }
+        abandoned
     }
 
     /// Forgets guests that were deleted.

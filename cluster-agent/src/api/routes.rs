@@ -28,6 +28,7 @@ use crate::guests::Host;
 use crate::history;
 use crate::http::BODY_BYTES_MAX;
 use crate::http::client::{CallError, Client, Endpoint, Refusal};
+use crate::leaving;
 use crate::mail::{Letter, MAIL_PATH};
 use crate::maintenance;
 use crate::metrics::{self, Metrics};
@@ -128,7 +129,6 @@ pub(crate) fn public_routes() -> Router<Arc<Api>> {
         .route("/v1/guests/{guest}", axum::routing::delete(delete_guest))
         .route("/v1/guests/{guest}/start", post(start))
         .route("/v1/guests/{guest}/stop", post(stop))
-        .route("/v1/hosts/{host}", axum::routing::delete(forget_host))
         .merge(power::public())
         .merge(edit::public())
         .merge(clone::public())
@@ -137,6 +137,7 @@ pub(crate) fn public_routes() -> Router<Arc<Api>> {
         .merge(migration::routes::public())
         .merge(console::routes::public())
         .merge(maintenance::routes::public())
+        .merge(leaving::routes::public())
         .merge(tokens::routes::public())
         .merge(openapi::public())
         .merge(event_stream::public())
@@ -153,6 +154,7 @@ pub fn member(api: Arc<Api>) -> Router {
         .merge(migration::routes::member())
         .merge(console::routes::member())
         .merge(maintenance::routes::member())
+        .merge(leaving::routes::member())
         .merge(admission::member())
         .with_state(api.clone());
     public(api).merge(mail)
@@ -438,32 +440,6 @@ async fn delete_guest(State(api): State<Arc<Api>>, Path(guest): Path<String>) ->
     .await?;
     api.nudge.nudge();
     Ok(said(format!("{guest} and its disks are gone")))
-}
-
-async fn forget_host(State(api): State<Arc<Api>>, Path(host): Path<String>) -> Answer {
-    let view = api.view().await?;
-    let Some(found) = view.hosts.iter().find(|found| found.name == host) else {
-        let why = format!("there is no host {host}; `godwit hosts` lists them");
-        return Err(Refused(StatusCode::NOT_FOUND, why));
-    };
-    if found.health != "dead" {
-        let why = format!(
-            "{host} is {}; only a dead host can be forgotten: stop its agent first",
-            found.health
-        );
-        return Err(Refused(StatusCode::CONFLICT, why));
-    }
-    let name = host.clone();
-    api.on_store(move |store| {
-        let dir = store.host_dir(&name)?;
-        let removed = std::fs::remove_dir_all(&dir);
-        removed.map_err(|e| Refused(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))
-    })
-    .await?;
-    api.nudge.nudge();
-    Ok(said(format!(
-        "{host} is off the list; it joins again when its agent starts"
-    )))
 }
 
 /// Anything else.

@@ -7,6 +7,7 @@ use clap_complete::Shell;
 
 use super::guests::{CloneArguments, CreateArguments, EditArguments};
 use crate::drs::cli::DrsVerb;
+use crate::leaving::cli::LeaveArguments;
 use crate::maintenance::cli::{ClusterVerb, MaintenanceArguments};
 use crate::migration::cli::MigrateArguments;
 use crate::rules::cli::RulesVerb;
@@ -105,7 +106,7 @@ pub enum Verb {
         /// The guest, by its full name.
         guest: String,
     },
-    /// Empty a host for maintenance, or forget one.
+    /// Empty a host for maintenance, have one leave, or forget one.
     #[command(subcommand)]
     Host(HostVerb),
     /// Look after the cluster as a whole.
@@ -139,6 +140,9 @@ pub enum HostVerb {
         /// The host.
         host: String,
     },
+    /// Have a host leave the cluster: its guests move away, it takes itself off the list and its
+    /// agent ends.
+    Leave(LeaveArguments),
     /// Move all guests off a host, by live migration, and keep new ones away from it.
     Maintenance(MaintenanceArguments),
 }

@@ -20,6 +20,7 @@ use crate::console;
 use crate::drs;
 use crate::drs::plan::PlanError;
 use crate::http::client::{CallError, Client};
+use crate::leaving;
 use crate::maintenance;
 use crate::maintenance::cli::ClusterVerb;
 use crate::migration;
@@ -134,6 +135,7 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
                 .await
         }
         Verb::Host(HostVerb::Maintenance(wish)) => maintenance::cli::run(&agent, wish).await,
+        Verb::Host(HostVerb::Leave(wish)) => leaving::cli::run(&agent, wish).await,
         Verb::Cluster(ClusterVerb::UpgradePlan) => maintenance::cli::upgrade_plan(&agent).await,
         Verb::Drs(verb) => drs::cli::run(&agent, verb).await,
         Verb::Rules(verb) => rules::cli::run(&agent, verb).await,

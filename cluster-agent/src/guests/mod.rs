@@ -121,6 +121,19 @@ impl Guests {
         self.order(guest, Order::Stop(how));
     }
 
+    /// Release the lease of a guest that nobody runs here. One that is here keeps it.
+    pub fn release(&mut self, guest: &str) {
+        let here = self.tasks.get(guest).is_some_and(|task| !task.is_closed());
+        if !here {
+            self.begin(guest, Order::Release);
+        }
+    }
+
+    /// Is none here, not even one on its way or just found again?
+    pub fn is_empty(&self) -> bool {
+        self.tasks.values().all(mpsc::Sender::is_closed)
+    }
+
     /// The guest's task has ended.
     pub fn ended(&mut self, guest: &str) {
         if self.tasks.get(guest).is_some_and(mpsc::Sender::is_closed) {

@@ -72,6 +72,8 @@ pub enum Order {
     Arrive(Berth),
     /// Stop it and release its lease.
     Stop(StopHow),
+    /// Nobody runs it here: release its lease if that names this host.
+    Release,
 }
 
 /// Why the task is over.
@@ -109,6 +111,7 @@ pub async fn run(host: Arc<Host>, guest: GuestId, orders: mpsc::Receiver<Order>)
         }) => task.start(from_epoch, &because).await,
         Some(Order::Adopt) => task.adopt().await,
         Some(Order::Arrive(reply)) => task.arrive(reply).await,
+        Some(Order::Release) => task.let_go().await,
         Some(Order::Stop(_)) | None => return,
     };
     match end {
@@ -133,6 +136,20 @@ impl Task {
         };
         self.done(StartOutcome::Running { epoch: self.epoch }).await;
         self.watch(vmm).await
+    }
+
+    async fn let_go(&mut self) -> End {
+        if process::is_running(&self.run_dir) {
+            return self.adopt().await;
+        }
+        match self.last_lease().await {
+            Ok(Some(last)) if self.is_mine(&last) => {
+                self.give_up_lease().await;
+                End::Gone("its lease was held here and nobody ran it")
+            }
+            Ok(_) => End::Gone("its lease is not held here any more"),
+            Err(error) => End::Failed(format!("cannot read its lease: {error}")),
+        }
     }
 
     async fn adopt(&mut self) -> End {

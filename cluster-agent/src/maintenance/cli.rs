@@ -18,6 +18,8 @@ use crate::drs::view::DrsView;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Guests for which the leader has found no way for so long stay.
 const STUCK_AFTER: Duration = Duration::from_secs(15);
+/// Nobody may be able to tell how it goes for so long.
+const UNANSWERED_LIMIT: Duration = Duration::from_secs(20);
 
 /// What to do with the cluster as a whole.
 #[derive(Debug, Subcommand)]
@@ -53,30 +55,65 @@ pub async fn run(agent: &Agent, wish: MaintenanceArguments) -> Result<(), CliErr
     if wish.exit || wish.no_wait || agent.json {
         return Ok(());
     }
-    follow(agent, &wish.host).await
+    let goal = Goal {
+        reached: |cluster: &ClusterView, host: &str| {
+            let known = cluster.hosts.iter().find(|one| one.name == host);
+            let empty = cluster
+                .guests
+                .iter()
+                .all(|guest| guest.host.as_deref() != Some(host));
+            empty && known.is_some_and(|one| one.health == "in maintenance")
+        },
+        done: "is empty",
+        then: format!(
+            "back into service: godwit host maintenance {} --exit",
+            wish.host
+        ),
+        back: format!("godwit host maintenance {} --exit", wish.host),
+    };
+    follow(agent, &wish.host, &goal).await
 }
 
-async fn follow(agent: &Agent, host: &str) -> Result<(), CliError> {
+/// What a host is emptied for.
+pub(crate) struct Goal {
+    /// Is it reached?
+    pub reached: fn(&ClusterView, &str) -> bool,
+    /// What is said then of the host.
+    pub done: &'static str,
+    /// And what can be done next.
+    pub then: String,
+    /// The command that takes it back.
+    pub back: String,
+}
+
+/// Show how a host is emptied until the goal is reached.
+pub(crate) async fn follow(agent: &Agent, host: &str, goal: &Goal) -> Result<(), CliError> {
     let began = Instant::now();
-    let mut hopeful = began;
+    let (mut hopeful, mut answered) = (began, began);
     let mut told = String::new();
     loop {
-        let cluster: ClusterView = agent.ask("/v1/cluster").await?;
-        let drs: DrsView = agent.ask("/v1/drs").await?;
+        let (cluster, drs) = match look(agent).await {
+            Ok(seen) => seen,
+            // The lead may just change hands.
+            Err(CliError::Call(_)) if answered.elapsed() < UNANSWERED_LIMIT => {
+                tokio::time::sleep(LOOK_EVERY).await;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        answered = Instant::now();
+        if (goal.reached)(&cluster, host) {
+            let took = began.elapsed().as_secs_f64();
+            return print(&format!(
+                "{host} {} after {took:.1} s; {}\n",
+                goal.done, goal.then
+            ));
+        }
         let here = cluster.guests.iter();
         let left: Vec<&str> = here
             .filter(|guest| guest.host.as_deref() == Some(host))
             .map(|guest| guest.name.as_str())
             .collect();
-        let known = cluster.hosts.iter().find(|one| one.name == host);
-        let rests = known.is_some_and(|one| one.health == "in maintenance");
-        if left.is_empty() && rests {
-            let took = began.elapsed().as_secs_f64();
-            return print(&format!(
-                "{host} is empty after {took:.1} s; back into service: \
-                 godwit host maintenance {host} --exit\n"
-            ));
-        }
         let progress = progress(host, &left, &drs);
         if progress != told {
             print(&progress)?;
@@ -88,10 +125,14 @@ async fn follow(agent: &Agent, host: &str) -> Result<(), CliError> {
             hopeful = Instant::now();
         }
         if hopeful.elapsed() > STUCK_AFTER {
-            return Err(CliError::Name(stuck(host, &left, &drs)));
+            return Err(CliError::Name(stuck(host, &left, &drs, &goal.back)));
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+async fn look(agent: &Agent) -> Result<(ClusterView, DrsView), CliError> {
+    Ok((agent.ask("/v1/cluster").await?, agent.ask("/v1/drs").await?))
 }
 
 fn progress(host: &str, left: &[&str], drs: &DrsView) -> String {
@@ -106,15 +147,14 @@ fn progress(host: &str, left: &[&str], drs: &DrsView) -> String {
     line
 }
 
-fn stuck(host: &str, left: &[&str], drs: &DrsView) -> String {
+fn stuck(host: &str, left: &[&str], drs: &DrsView, back: &str) -> String {
     let mut words = format!("{host} is not empty: {} stay there", left.join(", "));
     for one in &drs.round.unresolved {
         let _ = write!(words, "\n{}: {}", one.what, one.because);
     }
     let _ = write!(
         words,
-        "\nmake room or stop them, and it goes on; or take {host} back: \
-         godwit host maintenance {host} --exit"
+        "\nmake room or stop them, and it goes on; or take {host} back: {back}"
     );
     words
 }

@@ -79,7 +79,7 @@ async fn maintain_here(
     Ok(said(words))
 }
 
-fn verdict(brain: &Brain, host: &HostId, wish: Maintain) -> Result<String, String> {
+pub(crate) fn verdict(brain: &Brain, host: &HostId, wish: Maintain) -> Result<String, String> {
     let cluster = brain
         .cluster()
         .ok_or("this host has only begun to lead; ask again")?;

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use cluster_core::messages::{MoveAnswer, MoveOutcome};
 use cluster_core::model::HostId;
 use serde::{Deserialize, Serialize};
 use vmm_core::migration::{Forecast, Progress};
@@ -59,6 +60,16 @@ impl MigrationView {
             progress: Progress::begun(),
             over: false,
         }
+    }
+
+    /// One that was ordered and does not begin.
+    pub fn refused(answer: &MoveAnswer) -> Self {
+        let mut view = Self::new(answer.to.clone(), answer.number);
+        if let MoveOutcome::Failed { why } = &answer.outcome {
+            view.progress.error = Some(why.clone());
+        }
+        view.over = true;
+        view
     }
 }
 

@@ -224,6 +224,12 @@ pub(super) const OPERATIONS: &[Operation] = &[
         "Empty a host, or take it back into service",
         Some("Maintain"),
     ),
+    act(
+        "post",
+        "/v1/hosts/{host}/leave",
+        "Have a host leave the cluster once it is empty, or stay after all",
+        Some("Leave"),
+    ),
     ask("/v1/drs", "What balancing has found and does", "Drs"),
     act(
         "post",

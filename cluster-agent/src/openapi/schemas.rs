@@ -89,6 +89,8 @@ fn cluster() -> Value {
             "host": text, "moves": { "type": "array" }, "memory-mib": number,
             "migration-ms": number, "against": { "type": "array", "items": text }
         })) },
+        "Leave": request(&[], &json!({
+            "cancel": { "type": "boolean" }, "force": { "type": "boolean" } })),
         "Maintain": request(&["enter"], &json!({
             "enter": { "type": "boolean" }, "force": { "type": "boolean" } })),
     })

@@ -5,7 +5,7 @@ use alloc::boxed::Box;
 use storage_core::record::HeartbeatRecord;
 
 use super::*;
-use crate::messages::{GuestState, Holder, LocalGuest, StartOutcome};
+use crate::messages::{Beat, GuestState, Holder, LocalGuest, StartOutcome};
 use crate::model::{Desired, Guest, Resources};
 use crate::settings::HostEntry;
 
@@ -289,4 +289,139 @@ fn what_shall_not_run_is_stopped_where_it_runs_once() {
     };
     assert_eq!(stops(brain.step(1, Event::Tick)), 1);
     assert_eq!(stops(brain.step(2, Event::Tick)), 0);
+}
+
+fn told(brain: &mut Brain, now_us: u64, hosts: &[&str], change: impl Fn(&mut HostEntry)) {
+    let Event::Inventory(mut inventory) = inventory(hosts, &["web"]) else {
+        unreachable!("it is an inventory")
+    };
+    change(inventory.hosts.get_mut("a").unwrap());
+    brain.step(now_us, Event::Inventory(inventory));
+}
+
+/// Host b is heard and its record moves; so for so long.
+fn b_is_well(brain: &mut Brain, from_ms: u64, to_ms: u64, guests: &[&str]) -> Vec<Action> {
+    let incarnation = Incarnation([9; 16]);
+    let mut actions = Vec::new();
+    for now_ms in (from_ms..to_ms).step_by(250) {
+        let record = HeartbeatRecord {
+            host: "b".into(),
+            incarnation,
+            counter: now_ms,
+            sent_us: 0,
+            term: 1,
+            flags: HostNote { hears: 1, of: 1 }.to_flags(),
+            writer_pid: 1,
+        };
+        let sighted = Event::Sighted {
+            host: "b".into(),
+            record: Some(record),
+            silent_us: 0,
+        };
+        let local = LocalGuest {
+            epoch: 4,
+            state: GuestState::Running { beating: true },
+            running_ms: 0,
+        };
+        let report = crate::messages::Report {
+            incarnation,
+            guests: guests
+                .iter()
+                .map(|g| ((*g).into(), local.clone()))
+                .collect(),
+            ..crate::messages::Report::default()
+        };
+        let received = Event::Received {
+            from: "b".into(),
+            message: Message::Report(report),
+        };
+        for event in [sighted, received, Event::Tick] {
+            actions.extend(brain.step(now_ms * MS, event));
+        }
+    }
+    actions
+}
+
+#[test]
+fn a_living_host_lets_go_of_a_guest_that_it_holds_and_does_not_run() {
+    let mut brain = Brain::new("a".into(), Incarnation([7; 16]));
+    leader(&mut brain, 0, &["a", "b"], &["web"]);
+    let guest = String::from("web");
+    let seen = held(4, "b", 9);
+    brain.step(0, Event::GuestLease { guest, seen });
+    let releases = |actions: Vec<Action>| {
+        let release = |action: &&Action| matches!(action, Action::Send { to, message: Message::Release(_) } if to == "b");
+        actions.iter().filter(release).count()
+    };
+    assert_eq!(releases(b_is_well(&mut brain, 0, 6000, &["web"])), 0);
+    assert_eq!(releases(b_is_well(&mut brain, 6000, 10_000, &[])), 0);
+    // Every five seconds, until it has.
+    assert_eq!(releases(b_is_well(&mut brain, 10_000, 17_500, &[])), 2);
+    assert_eq!(releases(b_is_well(&mut brain, 17_500, 30_000, &["web"])), 0);
+}
+
+#[test]
+fn only_a_host_without_the_guest_lets_go_of_it() {
+    let mut brain = Brain::new("b".into(), Incarnation([9; 16]));
+    brain.step(0, inventory(&["a", "b"], &["web"]));
+    let order = |leader_epoch| Event::Received {
+        from: "a".into(),
+        message: Message::Release(crate::messages::ReleaseOrder {
+            guest: "web".into(),
+            leader_epoch,
+            because: String::new(),
+        }),
+    };
+    let lets_go = |actions: Vec<Action>| {
+        let release = |action: &Action| matches!(action, Action::Release { .. });
+        actions.iter().any(release)
+    };
+    brain.step(0, Event::LeaderLease(held(5, "a", 7)));
+    assert!(!lets_go(brain.step(1, order(4))), "of an old leader");
+    assert!(lets_go(brain.step(2, order(5))));
+    let local = LocalGuest {
+        epoch: 3,
+        state: GuestState::Running { beating: true },
+        running_ms: 0,
+    };
+    let (guest, now) = (String::from("web"), Some(local));
+    brain.step(3, Event::Local { guest, now });
+    assert!(!lets_go(brain.step(4, order(5))));
+}
+
+#[test]
+fn a_leader_that_is_emptied_hands_the_lead_over_and_then_leaves() {
+    let mut brain = Brain::new("a".into(), Incarnation([7; 16]));
+    leader(&mut brain, 0, &["a", "b"], &["web"]);
+    let released = |actions: &[Action]| {
+        let release = |action: &Action| matches!(action, Action::ReleaseLeader { .. });
+        actions.iter().any(release)
+    };
+    let leaves = |actions: &[Action]| actions.contains(&Action::Leave);
+    let calm = b_is_well(&mut brain, 250, 3000, &[]);
+    assert!(!released(&calm) && brain.leads());
+    told(&mut brain, 3000 * MS, &["a", "b"], |a| a.leaving = true);
+    assert!(!brain.leads());
+    brain.step(3100 * MS, Event::LeaderLease(held(3, "b", 9)));
+    let web = |now| Event::Local {
+        guest: "web".into(),
+        now,
+    };
+    let local = LocalGuest {
+        epoch: 2,
+        state: GuestState::Running { beating: true },
+        running_ms: 0,
+    };
+    brain.step(3150 * MS, web(Some(local)));
+    let full = brain.step(5000 * MS, Event::Tick);
+    assert!(!leaves(&full), "a guest is here");
+    brain.step(5100 * MS, web(None));
+    assert!(leaves(&brain.step(6000 * MS, Event::Tick)));
+    // The last host of a cluster has nobody to hand it to, and leaves as the leader.
+    let mut last = Brain::new("a".into(), Incarnation([7; 16]));
+    leader(&mut last, 0, &["a"], &["web"]);
+    told(&mut last, 1, &["a"], |a| a.maintenance = true);
+    assert!(last.leads() && !leaves(&last.step(2, Event::Tick)));
+    told(&mut last, 3, &["a"], |a| a.leaving = true);
+    assert!(leaves(&last.step(2_000_000, Event::Tick)));
 }

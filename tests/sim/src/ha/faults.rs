@@ -187,6 +187,10 @@ impl World {
             }
             Fault::AgentDies(host) => {
                 self.hosts[host].agent = None;
+                // A guest's process that dies now is missed by nobody until the agent is back.
+                if self.rng.chance(300) {
+                    self.hosts[host].vms.pop_first();
+                }
                 // Its guests' processes keep the heartbeat, if it has any.
                 if self.hosts[host].vms.is_empty() {
                     self.unwell(host, now_us);

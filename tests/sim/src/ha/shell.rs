@@ -165,6 +165,34 @@ impl World {
         );
     }
 
+    /// A lease that nobody uses here is taken up and released.
+    pub fn let_go(&mut self, host: usize, guest: &str, trace: &mut Trace) {
+        let last = self.storage.last(guest).cloned();
+        let holder = self.hosts[host].holder();
+        let mine = last.as_ref().and_then(|last| last.holder.as_ref());
+        let mine = mine.is_some_and(|mine| mine.same_boot(&holder));
+        let (true, Some(last)) = (mine && !self.hosts[host].vms.contains_key(guest), last) else {
+            return;
+        };
+        let vm = Vm {
+            claim: self.new_claim(host, guest, last.epoch),
+            serial: self.serial,
+            built: false,
+            runs: false,
+            since_us: 0,
+            stopping: true,
+            ordered: false,
+            arriving: false,
+        };
+        self.hosts[host].vms.insert(guest.into(), vm);
+        if let Some(claim) = self.claim_mut(host, guest) {
+            claim.begun = true;
+        }
+        let adopt = lease::Event::Adopt { last, died: true };
+        self.lease_step(host, guest, adopt, trace);
+        self.lease_step(host, guest, lease::Event::Release, trace);
+    }
+
     fn look(&mut self, host: usize, subject: &str, serial: u64) {
         let took = self.latency() + self.latency();
         let life = self.hosts[host].life;

@@ -474,7 +474,8 @@ impl World {
                 let outcome = MoveOutcome::Failed { why };
                 self.tell(host, Event::Migrated { guest, outcome }, trace);
             }
-            Action::Record(_) => {}
+            Action::Record(_) | Action::NotMigrated(_) | Action::Leave => {}
+            Action::Release { guest, .. } => self.let_go(host, &guest, trace),
         }
     }
 }

@@ -1,0 +1,107 @@
+//! The route about leaving.
+
+use std::sync::Arc;
+
+use axum::extract::{Path, State};
+use axum::routing::{delete, post};
+use axum::{Json, Router};
+use cluster_core::brain::Brain;
+use cluster_core::model::{HostId, HostMode};
+use hyper::{Method, StatusCode};
+use serde::{Deserialize, Serialize};
+
+use super::forget::forget;
+use crate::api::routes::{Answer, Api, Refused, Said, said};
+use crate::maintenance::routes::{Maintain, verdict};
+use crate::policy::Policy;
+
+/// `POST /v1/hosts/{host}/leave`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Leave {
+    /// It shall stay after all.
+    #[serde(default)]
+    pub cancel: bool,
+    /// Even if afterwards the failures that admission control provides for may not be survived.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// What people and scripts may ask.
+///
+/// `POST /v1/hosts/{host}/leave` takes a [`Leave`] and answers in words; the host is off the
+/// list once it is empty. `DELETE /v1/hosts/{host}` forgets a dead one.
+pub fn public() -> Router<Arc<Api>> {
+    Router::new()
+        .route("/v1/hosts/{host}/leave", post(leave))
+        .route("/v1/hosts/{host}", delete(forget))
+}
+
+/// What members may ask of the leader besides.
+pub fn member() -> Router<Arc<Api>> {
+    Router::new().route("/member/hosts/{host}/leave", post(leave_here))
+}
+
+async fn leave(
+    State(api): State<Arc<Api>>,
+    Path(host): Path<HostId>,
+    Json(wish): Json<Leave>,
+) -> Answer {
+    if let Some(leader) = api.other_leader() {
+        let path = format!("/member/hosts/{host}/leave");
+        let answer: Said = leader.call(Method::POST, &path, Some(&wish)).await?;
+        return Ok(Json(answer));
+    }
+    leave_here(State(api), Path(host), Json(wish)).await
+}
+
+/// Only the leader knows whether the cluster can do without.
+async fn leave_here(
+    State(api): State<Arc<Api>>,
+    Path(host): Path<HostId>,
+    Json(wish): Json<Leave>,
+) -> Answer {
+    let name = host.clone();
+    let words = api
+        .ask_leading(move |brain, _now_us| may_leave(brain, &name, wish))
+        .await?
+        .map_err(|why| Refused(StatusCode::CONFLICT, why))?;
+    api.on_store(move |store| {
+        Policy::change(store, |policy| {
+            if wish.cancel {
+                policy.leaving.remove(&host);
+            } else {
+                policy.leaving.insert(host.clone());
+            }
+            Ok::<_, Refused>(())
+        })
+    })
+    .await?;
+    api.nudge.nudge();
+    Ok(said(words))
+}
+
+fn may_leave(brain: &Brain, host: &HostId, wish: Leave) -> Result<String, String> {
+    if wish.cancel {
+        let stays = Maintain {
+            enter: false,
+            force: false,
+        };
+        return verdict(brain, host, stays).map(|_| format!("{host} stays in the cluster"));
+    }
+    let known = brain.cluster().and_then(|cluster| cluster.hosts.get(host));
+    if known.is_some_and(|known| known.mode == HostMode::Lost) {
+        return Err(format!(
+            "{host} does not answer, so it cannot leave by itself; take it off the list: godwit \
+             host forget {host}"
+        ));
+    }
+    let goes = Maintain {
+        enter: true,
+        force: wish.force,
+    };
+    let words = verdict(brain, host, goes)?;
+    Ok(format!(
+        "{words}\n{host} leaves the cluster once it is empty"
+    ))
+}

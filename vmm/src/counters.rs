@@ -42,6 +42,7 @@ pub fn of(machine: &dyn Inspect) -> Counters {
         cpu_us,
         run_delay_us,
         resident_mib: resident_mib().unwrap_or_default(),
+        memory: None,
         disks: disks.collect(),
         nets: nets.collect(),
     }

@@ -14,6 +14,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
 
 use kvm_ioctls::Kvm;
 use vmm_core::control::{Counters, Happening, Info};
@@ -28,6 +29,7 @@ use crate::machine::{Backends, Built, Inspect, MachineError, MachineState, Pause
 use crate::memory::{self, GuestMemory};
 use crate::migration::departure::Departures;
 use crate::notice::{Notice, Reports};
+use crate::sampling::Sampler;
 use crate::vcpu::cpuid::LeafMask;
 
 /// Who wants the guest to stand still.
@@ -134,6 +136,7 @@ pub struct Guest {
     reboots: AtomicU64,
     /// What the machines before the present one have done.
     past: Mutex<Counters>,
+    sampler: Mutex<Sampler>,
     migrating: AtomicBool,
     departures: Departures,
     /// Epoch of the lease; 0 without one.
@@ -179,6 +182,7 @@ impl Guest {
             events: Events::default(),
             reboots: AtomicU64::new(0),
             past: Mutex::default(),
+            sampler: Mutex::default(),
             migrating: AtomicBool::new(false),
             departures: Departures::default(),
         })
@@ -475,6 +479,9 @@ impl Guest {
         let inner = self.lock();
         let mut counters = self.past().clone();
         counters.add(&counters::of(inner.machine()?));
+        drop(inner);
+        let mut sampler = self.sampler.lock().unwrap_or_else(PoisonError::into_inner);
+        counters.memory = sampler.step(self.memory(), Instant::now());
         Ok(counters)
     }
 

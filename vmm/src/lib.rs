@@ -23,4 +23,5 @@ pub mod memory;
 pub mod migration;
 pub mod notice;
 pub mod pci;
+mod sampling;
 pub mod vcpu;

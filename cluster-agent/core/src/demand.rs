@@ -55,25 +55,25 @@ pub struct Sample {
 
 /// One smoothed amount.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Smoothed {
+pub(crate) struct Smoothed {
     fixed: u64,
     jumped_at_ms: Option<u64>,
 }
 
 impl Smoothed {
-    fn starting_at(sample: u64) -> Self {
+    pub(crate) fn starting_at(sample: u64) -> Self {
         Self {
             fixed: sample << FRACTION_BITS,
             jumped_at_ms: None,
         }
     }
 
-    fn value(self) -> u64 {
+    pub(crate) fn value(self) -> u64 {
         // Rounded, so that a long rest reaches the sample.
         (self.fixed + (1 << (FRACTION_BITS - 1))) >> FRACTION_BITS
     }
 
-    fn observe(&mut self, now_ms: u64, elapsed_ms: u64, sample: u64, by: &Smoothing) {
+    pub(crate) fn observe(&mut self, now_ms: u64, elapsed_ms: u64, sample: u64, by: &Smoothing) {
         let value = self.value();
         let jumped = sample > (value * JUMP_PERMILLE / 1000).max(value + JUMP_AT_LEAST);
         if jumped {
@@ -138,16 +138,6 @@ impl Demand {
     }
 }
 
-/// Predicts how long a live migration is on the wire: each round of pre-copy sends what was
-/// dirtied during the one before, so the memory is sent `1 / (1 - dirty / link)` times; a
-/// guest that dirties more than three quarters of the link is slowed down or finished by
-/// post-copy, so four times is the most.
-pub fn migration_ms(touched_mib: u64, dirty_mib_s: u64, link_mib_s: u64) -> u64 {
-    let link = link_mib_s.max(1);
-    let left = link.saturating_sub(dirty_mib_s).max(link / 4).max(1);
-    touched_mib.saturating_mul(1000) / left
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,12 +198,5 @@ mod tests {
         };
         let wanted = demand.observe(0, sample, SIZE, &Smoothing::default());
         assert_eq!(wanted, Resources::new(3000, 4096));
-    }
-
-    #[test]
-    fn a_migration_takes_longer_the_more_is_dirtied_but_not_for_ever() {
-        assert_eq!(migration_ms(1000, 0, 1000), 1000);
-        assert_eq!(migration_ms(1000, 500, 1000), 2000);
-        assert_eq!(migration_ms(1000, 5000, 1000), 4000);
     }
 }

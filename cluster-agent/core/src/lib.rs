@@ -18,6 +18,7 @@ pub mod leader;
 mod leading;
 mod member;
 pub mod messages;
+pub mod migration_cost;
 pub mod model;
 pub mod moves;
 pub mod observation;

@@ -10,6 +10,7 @@ use crate::messages::{
     GuestState, Incarnation, LocalGuest, MoveAnswer, MoveOrder, MoveOutcome, ReleaseOrder, Report,
     StartAnswer, StartOrder, StartOutcome,
 };
+use crate::migration_cost::Link;
 use crate::model::{Desired, GuestId, HostId, Resources};
 use crate::moves::{Ended, Moves, NotBegun};
 use crate::observation::{Counted, HostCounted};
@@ -35,6 +36,7 @@ pub struct Member {
     locals: BTreeMap<GuestId, LocalGuest>,
     counted: BTreeMap<GuestId, Counted>,
     host_counted: Option<HostCounted>,
+    link: Option<Link>,
     starts: BTreeMap<GuestId, Start>,
     stopping: BTreeSet<GuestId>,
     /// Until when guests that were ordered to start are wanted, whatever was read.
@@ -94,6 +96,7 @@ impl Member {
             guests: self.locals.clone(),
             counted: self.counted.clone(),
             host_counted: self.host_counted,
+            link: self.link,
         })
     }
 
@@ -252,6 +255,7 @@ impl Member {
     /// A migration begun here has ended.
     pub fn migrated(&mut self, guest: &GuestId, outcome: MoveOutcome) -> Option<Ended> {
         self.report_soon();
+        self.link = Link::after(self.link, &outcome);
         self.moves.ended(guest, outcome)
     }
 

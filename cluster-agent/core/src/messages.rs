@@ -6,6 +6,7 @@ use alloc::string::String;
 use serde::{Deserialize, Serialize};
 use storage_core::record::LeaseRecord;
 
+use crate::migration_cost::Link;
 use crate::model::{GuestId, HostId};
 use crate::observation::{Counted, HostCounted};
 
@@ -56,6 +57,9 @@ pub struct Report {
     /// What the host's kernel has counted.
     #[serde(default)]
     pub host_counted: Option<HostCounted>,
+    /// What migrations from here have shown.
+    #[serde(default)]
+    pub link: Option<Link>,
 }
 
 /// What a host adds to its datastore heartbeat (as its flags) for those who cannot hear it.
@@ -214,6 +218,12 @@ pub enum MoveOutcome {
         total_ms: u64,
         /// For how long the guest stood still, as the source measured it.
         blackout_us: u64,
+        /// Memory that was sent, in MiB.
+        #[serde(default)]
+        sent_mib: u64,
+        /// The most that the link carried per second, in MiB; 0: not told.
+        #[serde(default)]
+        link_mib_s: u64,
     },
     /// It runs on where it was, unless the words say otherwise.
     Failed {

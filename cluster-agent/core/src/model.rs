@@ -10,6 +10,7 @@ use core::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::drs::Automation;
+use crate::migration_cost::MigrationCost;
 
 /// A host's name, unique in the cluster.
 pub type HostId = String;
@@ -185,9 +186,9 @@ pub struct Guest {
     /// How much is done with it without asking, if not what holds for the cluster.
     #[serde(default)]
     pub automation: Option<Automation>,
-    /// Predicted cost of a live migration: time on the wire in milliseconds.
+    /// What a live migration of it is predicted to come to.
     #[serde(default)]
-    pub migration_ms: u64,
+    pub migration: MigrationCost,
 }
 
 fn yes() -> bool {
@@ -209,7 +210,7 @@ impl Guest {
             protected: true,
             movable: true,
             automation: None,
-            migration_ms: 0,
+            migration: MigrationCost::default(),
         }
     }
 

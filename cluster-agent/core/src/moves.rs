@@ -97,6 +97,7 @@ impl Moves {
             MoveOutcome::Moved {
                 total_ms,
                 blackout_us,
+                ..
             } => (
                 Level::Info,
                 format!(
@@ -225,6 +226,8 @@ mod tests {
         let moved = MoveOutcome::Moved {
             total_ms: 1200,
             blackout_us: 3456,
+            sent_mib: 900,
+            link_mib_s: 800,
         };
         let ended = moves.ended(&"web1".into(), moved).unwrap();
         assert_eq!(ended.ordered_by, "b");

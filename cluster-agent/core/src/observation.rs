@@ -7,9 +7,11 @@
 use alloc::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use vmm_core::control::MemorySample;
 
-use crate::demand::{Demand, Sample, Smoothing, migration_ms};
+use crate::demand::{Demand, Sample, Smoothing};
 use crate::messages::Report;
+use crate::migration_cost::{Link, MigrationCost, Writes};
 use crate::model::{Cluster, Guest, GuestId, HostId, Resources};
 
 /// A sample is taken over at least so long.
@@ -31,6 +33,9 @@ pub struct Counted {
     pub disk_bytes: u64,
     /// Bytes received and sent by its network cards.
     pub net_bytes: u64,
+    /// How it uses its memory, once its VMM has sampled that.
+    #[serde(default)]
+    pub memory: Option<MemorySample>,
 }
 
 /// What a host's kernel has counted since it booted.
@@ -55,6 +60,12 @@ pub struct GuestRates {
     pub disk_kib_s: u64,
     /// Received and sent, in KiB/s.
     pub net_kib_s: u64,
+    /// Memory that it writes to, in MiB; nothing before that was sampled.
+    #[serde(default)]
+    pub active_mib: Option<u64>,
+    /// What a migration of it would come to.
+    #[serde(default)]
+    pub migration: MigrationCost,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -63,6 +74,9 @@ struct Watched {
     last: Counted,
     rates: Option<GuestRates>,
     demand: Demand,
+    writes: Writes,
+    /// Of the host that it is on.
+    link: Option<Link>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -100,6 +114,7 @@ impl Observation {
             if watched.epoch > epoch {
                 continue;
             }
+            watched.link = report.link;
             watched.count(now_us, epoch, *counted, guest.configured, by);
             watched.tell(guest);
         }
@@ -131,16 +146,17 @@ impl Observation {
     }
 }
 
-/// What a link is taken to carry until something else is known.
-const LINK_MIB_S: u64 = 1000;
-
 impl Watched {
     /// Lets the guest's model know.
     fn tell(&self, guest: &mut Guest) {
         if self.rates.is_some() {
             guest.demand = self.demand.wanted();
-            guest.migration_ms = migration_ms(self.last.resident_mib, 0, LINK_MIB_S);
+            guest.migration = self.migration();
         }
+    }
+
+    fn migration(&self) -> MigrationCost {
+        MigrationCost::predict(self.last.resident_mib, &self.writes, self.link)
     }
 
     fn count(
@@ -172,8 +188,13 @@ impl Watched {
             ),
             active_mib: counted.resident_mib,
         };
+        if let Some(memory) = counted.memory {
+            self.writes.observe(now_us / 1000, memory, by);
+        }
         self.rates = Some(GuestRates {
             sample,
+            active_mib: counted.memory.map(|memory| memory.active_mib()),
+            migration: self.migration(),
             disk_kib_s: kib_s(counted.disk_bytes.saturating_sub(last.disk_bytes)),
             net_kib_s: kib_s(counted.net_bytes.saturating_sub(last.net_bytes)),
         });
@@ -220,6 +241,7 @@ mod tests {
             resident_mib: 100,
             disk_bytes: seconds << 20,
             net_bytes: 0,
+            memory: None,
         };
         let mut report = Report::default();
         report.guests.insert("g".into(), local);
@@ -256,7 +278,7 @@ mod tests {
         );
         assert_eq!(rates.disk_kib_s, 1024);
         assert_eq!(cluster.guests["g"].demand, Resources::new(700, 100));
-        assert_eq!(cluster.guests["g"].migration_ms, 100);
+        assert_eq!(cluster.guests["g"].migration.link_mib_s, None);
         assert_eq!(seen.host_use("a"), Some(Resources::new(1000, 300)));
     }
 

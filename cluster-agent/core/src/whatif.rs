@@ -215,7 +215,7 @@ impl FileGuest {
         };
         guest.movable = self.movable;
         guest.protected = self.protected;
-        guest.migration_ms = self.migration_ms;
+        guest.migration.duration_ms = self.migration_ms;
         guest
     }
 }

@@ -272,7 +272,7 @@ mod tests {
         let text = ask(INVENTORY, &[], false).expect("a plan");
         let golden = "\
 wave 1
-    1. web1 from hosta to hostb: mends rule webs; hosta goes from 118.7 % to 81.2 %, hostb goes from 0.0 % to 37.5 %; 10.898 cores less waiting, for a cost of 0.012; about 2.1 s of migration; obeys rule webs
+    1. web1 from hosta to hostb: mends rule webs; hosta goes from 118.7 % to 81.2 %, hostb goes from 0.0 % to 37.5 %; 10.898 cores less waiting, for a cost of 0.012; about 2.1 s of migration (assumed: link 1000 MiB/s, no writes); obeys rule webs
 1 moves, 2 GiB
                                  before        after
 demand that is met               84.2 %      100.0 %

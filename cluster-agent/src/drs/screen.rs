@@ -108,6 +108,13 @@ pub fn explanation(number: u64, step: &Recommendation, settings: &DrsSettings) -
         step.migration_ms / 1000,
         step.migration_ms % 1000 / 100
     );
+    if step.blackout_us > 0 {
+        let _ = writeln!(
+            out,
+            "blackout  {} ms at most, as predicted",
+            thousandths(step.blackout_us)
+        );
+    }
     let bar = settings.bar();
     let _ = match step.why {
         Why::Balance | Why::Swap => writeln!(

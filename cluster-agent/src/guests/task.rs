@@ -502,5 +502,6 @@ fn counted(at_us: u64, counters: &Counters) -> Counted {
         resident_mib: counters.resident_mib,
         disk_bytes: counters.disks.iter().map(disk).sum(),
         net_bytes: counters.nets.iter().map(net).sum(),
+        memory: counters.memory,
     }
 }

@@ -49,6 +49,8 @@ impl Departure {
             Ok(summary) => MoveOutcome::Moved {
                 total_ms: summary.total_us / 1000,
                 blackout_us: summary.blackout_us,
+                sent_mib: summary.sent_bytes >> 20,
+                link_mib_s: view.progress.rate >> 20,
             },
             Err(why) => MoveOutcome::Failed { why },
         };

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
+use crate::forecast::Dirtied;
 use crate::lifecycle::State;
 
 /// `GET /v1/info`.
@@ -41,6 +42,9 @@ pub struct Counters {
     /// Memory of the VMM's process that is backed: what the guest has touched, and a few MiB.
     #[serde(default)]
     pub resident_mib: u64,
+    /// How it uses its memory; nothing before the first sample is complete.
+    #[serde(default)]
+    pub memory: Option<MemorySample>,
     /// Disks, in the order of the spec.
     pub disks: Vec<DiskCounters>,
     /// Network cards, in the order of the spec.
@@ -58,6 +62,7 @@ impl Counters {
         self.run_delay_us += other.run_delay_us;
         // Not a count: what is backed now.
         self.resident_mib = other.resident_mib;
+        self.memory = other.memory;
         self.disks
             .resize(other.disks.len(), DiskCounters::default());
         for (disk, other) in self.disks.iter_mut().zip(&other.disks) {
@@ -77,6 +82,29 @@ impl Counters {
             net.sent_bytes += other.sent_bytes;
             net.dropped += other.dropped;
         }
+    }
+}
+
+/// How often the pages of a sample are looked at.
+pub const LOOKS: usize = 3;
+
+/// What a small random sample of pages said of all memory of the guest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemorySample {
+    /// Pages that were watched.
+    pub watched_pages: u64,
+    /// Memory that existed when they were drawn.
+    pub touched_mib: u64,
+    /// How much of it was written within so long: at each look, the shortest time first.
+    pub dirtied: [Dirtied; LOOKS],
+    /// Time that sampling has taken since the VMM started, in microseconds.
+    pub cost_us: u64,
+}
+
+impl MemorySample {
+    /// Memory that is written to: what was written within the longest time.
+    pub fn active_mib(&self) -> u64 {
+        self.dirtied[LOOKS - 1].bytes >> 20
     }
 }
 

@@ -3,11 +3,13 @@
 
 use alloc::vec::Vec;
 
+use serde::{Deserialize, Serialize};
+
 use crate::converge::{Converge, Decision, Goal, Round};
 use crate::migration::Forecast;
 
 /// How much of memory had been dirtied so long after all of it was clean.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dirtied {
     /// Since it was clean, in microseconds.
     pub after_us: u64,

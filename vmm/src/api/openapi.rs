@@ -102,8 +102,15 @@ fn schemas() -> Value {
         "Counters": object(&json!({
             "exits": { "type": "object", "additionalProperties": count },
             "cpu_us": count, "run_delay_us": count, "resident_mib": count,
+            "memory": { "oneOf": [reference("MemorySample"), { "type": "null" }] },
             "disks": { "type": "array", "items": reference("DiskCounters") },
             "nets": { "type": "array", "items": reference("NetCounters") }
+        })),
+        "MemorySample": object(&json!({
+            "watched_pages": count, "touched_mib": count, "cost_us": count,
+            "dirtied": { "type": "array", "minItems": 3, "maxItems": 3, "items": object(&json!({
+                "after_us": count, "bytes": count
+            })) }
         })),
         "NetCounters": object(&json!({
             "received": count, "received_bytes": count, "sent": count, "sent_bytes": count,

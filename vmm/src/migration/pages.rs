@@ -26,7 +26,7 @@ impl Touched {
     }
 
     /// For each page from `first` on: does it exist? What cannot be told counts as yes.
-    fn pages(&self, first: *const u8, count: usize) -> Vec<bool> {
+    pub fn pages(&self, first: *const u8, count: usize) -> Vec<bool> {
         let mut entries = vec![0u8; count * PAGEMAP_ENTRY_BYTES];
         let at = first as u64 / PAGE_BYTES * PAGEMAP_ENTRY_BYTES as u64;
         if self.0.read_exact_at(&mut entries, at).is_err() {

@@ -4,6 +4,7 @@
 //! down; spread over the time for which the gain is expected to last:
 //! `cost = duration * (1000 mcpu + demand / 4) / horizon`.
 
+use crate::migration_cost::MigrationCost;
 use crate::model::Guest;
 use crate::score::FRACTION_BITS;
 
@@ -16,9 +17,16 @@ const MIB_PER_MS: u64 = 1;
 /// Pause, hand-over, and resumption.
 const FIXED_MS: u64 = 100;
 
-/// How long a migration of the guest is on the wire.
-pub(crate) fn duration_ms(guest: &Guest) -> u64 {
-    match guest.migration_ms {
+/// What a migration of the guest comes to.
+pub(crate) fn migration(guest: &Guest) -> MigrationCost {
+    MigrationCost {
+        duration_ms: duration_ms(guest),
+        ..guest.migration
+    }
+}
+
+fn duration_ms(guest: &Guest) -> u64 {
+    match guest.migration.duration_ms {
         0 => FIXED_MS + guest.configured.memory_mib / MIB_PER_MS,
         predicted => predicted,
     }

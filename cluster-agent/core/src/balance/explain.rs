@@ -5,14 +5,27 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use super::cost::duration_ms;
+use super::cost::migration;
 use super::measure::Objective;
 use super::plan::{LoadChange, Move, Recommendation, Why};
 use super::planner::Step;
 use crate::admission::ledger::{H, Ledger};
+use crate::migration_cost::MigrationCost;
 use crate::model::{Cluster, Guest, HostId, Resources};
 use crate::placement::{Use, load_permille};
 use crate::rules::RuleBook;
+
+/// Migrations one after the other: how long all take, the worst blackout, the slowest link and
+/// the most that is written; nothing is measured where one of them is not.
+fn together(mut all: impl Iterator<Item = MigrationCost>) -> MigrationCost {
+    let first = all.next().unwrap_or_default();
+    all.fold(first, |sum, one| MigrationCost {
+        duration_ms: sum.duration_ms + one.duration_ms,
+        blackout_us: sum.blackout_us.max(one.blackout_us),
+        link_mib_s: sum.link_mib_s.zip(one.link_mib_s).map(|(a, b)| a.min(b)),
+        dirty_mib_s: sum.dirty_mib_s.zip(one.dirty_mib_s).map(|(a, b)| a.max(b)),
+    })
+}
 
 /// Explains steps one after the other, keeping up with the loads.
 pub(crate) struct Explainer<'a, O> {
@@ -71,17 +84,18 @@ impl<'a, O: Objective> Explainer<'a, O> {
             })
             .collect();
         let specs = || step.moves.iter().map(|(g, ..)| self.guests[*g as usize]);
-        let migration_ms = specs().map(duration_ms).sum();
+        let migration = together(specs().map(migration));
         let memory_mib = specs().map(|guest| guest.configured.memory_mib).sum();
         let moves = self.moves(step);
         let obeys = self.obeys(&moves);
-        let words = self.words(step, &moves, &loads, &obeys, migration_ms);
+        let words = self.words(step, &moves, &loads, &obeys, migration);
         Recommendation {
             moves,
             why: step.why.clone(),
             gain: self.objective.shown(step.gain),
             cost: self.objective.shown_cost(step.burden),
-            migration_ms,
+            migration_ms: migration.duration_ms,
+            blackout_us: migration.blackout_us,
             memory_mib,
             loads,
             obeys,
@@ -125,7 +139,7 @@ impl<'a, O: Objective> Explainer<'a, O> {
         moves: &[Move],
         loads: &[LoadChange],
         obeys: &[String],
-        migration_ms: u64,
+        migration: MigrationCost,
     ) -> String {
         let what = moves
             .iter()
@@ -149,12 +163,11 @@ impl<'a, O: Objective> Explainer<'a, O> {
             .collect::<Vec<_>>()
             .join(", ");
         let gain = self.objective.words(step.gain, step.burden);
-        let (seconds, tenth) = (migration_ms / 1000, migration_ms % 1000 / 100);
         let rules = match obeys {
             [] => "no rule speaks of it".to_string(),
             [one] => format!("obeys rule {one}"),
             many => format!("obeys rules {}", many.join(", ")),
         };
-        format!("{what}: {why}; {loads}; {gain}; about {seconds}.{tenth} s of migration; {rules}")
+        format!("{what}: {why}; {loads}; {gain}; {migration}; {rules}")
     }
 }

@@ -67,8 +67,11 @@ pub struct Recommendation {
     pub gain: i64,
     /// What it costs, in the unit of the gain.
     pub cost: i64,
-    /// Predicted time on the wire.
+    /// Predicted time of the migrations, one after the other.
     pub migration_ms: u64,
+    /// The longest that one of the guests stands still, as predicted; 0: not predicted.
+    #[serde(default)]
+    pub blackout_us: u64,
     /// Memory of the guests that move.
     pub memory_mib: u64,
     /// What it does to the source and the target.

@@ -103,7 +103,7 @@ fn a_busy_host_is_relieved_and_an_even_cluster_left_alone() {
     assert_eq!(
         plan.steps[0].words,
         "g1 from a to b: evens the load; a goes from 87.5 % to 50.0 %, b goes from 0.0 % to 37.5 %; \
-         6.007 cores less waiting, for a cost of 0.017; about 2.1 s of migration; no rule speaks of it"
+         6.007 cores less waiting, for a cost of 0.017; about 2.1 s of migration (assumed: link 1000 MiB/s, no writes); no rule speaks of it"
     );
     assert!(plan.after.imbalance_permille < plan.before.imbalance_permille);
     let mut after = cluster.clone();

@@ -7,9 +7,9 @@
 use std::fs;
 use std::io;
 
-use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::bitmap::{AtomicBitmap, BitmapSlice};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
-use vm_memory::{GuestRegionMmap, MmapRegion};
+use vm_memory::{GuestRegionMmap, MmapRegion, VolatileSlice};
 
 use crate::layout::{RAM_GAP_END, RAM_GAP_START};
 
@@ -116,6 +116,16 @@ fn map_region(
     Ok(region)
 }
 
+/// Have the kernel make the pages of `place` now, in one go: whoever fills them afterwards meets
+/// none that does not exist. They stay zero until then.
+pub fn populate<B: BitmapSlice>(place: &VolatileSlice<'_, B>) {
+    let start = place.ptr_guard_mut().as_ptr().cast();
+    // SAFETY: the range is mapped guest memory, no content of which the advice changes. A kernel
+    // that does not know it (Linux before 5.14), or has no memory left, leaves the pages to be
+    // made when they are written to.
+    unsafe { libc::madvise(start, place.len(), libc::MADV_POPULATE_WRITE) };
+}
+
 /// Throw away everything the guest wrote, as switching it off would.
 pub fn clear(memory: &GuestMemory) -> io::Result<()> {
     for region in memory.iter() {
@@ -165,6 +175,24 @@ mod tests {
     fn memory_larger_than_the_host_is_refused() {
         let error = map(1 << 40, false).unwrap_err();
         assert!(error.to_string().contains("ask for less"), "{error}");
+    }
+
+    #[test]
+    fn what_is_populated_exists_and_its_neighbours_do_not() {
+        const BYTES: usize = 64 << 10;
+        let memory = map(16, false).unwrap();
+        let at = |bytes: u64| memory.get_slice(GuestAddress(bytes), BYTES).unwrap();
+        populate(&at(4 << 20));
+        let resident = |place: VolatileSlice<'_, _>| {
+            let mut pages = [0u8; BYTES / 4096];
+            let start = place.ptr_guard_mut().as_ptr().cast();
+            // SAFETY: the range is mapped, and there is a byte for each of its pages.
+            let answer = unsafe { libc::mincore(start, BYTES, pages.as_mut_ptr()) };
+            assert_eq!(answer, 0);
+            pages.iter().filter(|page| **page & 1 == 1).count()
+        };
+        assert_eq!(resident(at(4 << 20)), BYTES / 4096);
+        assert_eq!(resident(at(12 << 20)), 0);
     }
 
     #[test]

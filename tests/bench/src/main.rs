@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use clap::{Parser, Subcommand};
-use vmm_core::migration::{CONNECTIONS_DEFAULT, CONNECTIONS_MAX};
+use vmm_core::migration::CONNECTIONS_MAX;
 
 use migrate::Wish;
 
@@ -50,7 +50,7 @@ enum Table {
         #[arg(long)]
         vmm: Option<PathBuf>,
         /// Data connections of ours.
-        #[arg(long, default_value_t = CONNECTIONS_DEFAULT, value_parser = clap::value_parser!(u32).range(1..=i64::from(CONNECTIONS_MAX)))]
+        #[arg(long, default_value_t = migrate::DEFAULT_CONNECTIONS, value_parser = clap::value_parser!(u32).range(1..=i64::from(CONNECTIONS_MAX)))]
         connections: u32,
         /// Only the cases whose names contain this.
         #[arg(long, value_name = "WORDS")]

@@ -377,6 +377,51 @@ mod tests {
             prop_assert!(rounds <= ROUNDS_MAX);
         }
 
+        /// Whatever a guest, a link or a clock comes up with.
+        #[test]
+        fn it_ends_for_every_sequence_of_rounds(
+            rounds in prop::collection::vec((any::<[u64; 3]>(), any::<[u64; 2]>()), 1..60),
+            accept_longer: bool, fixed_us: u64,
+        ) {
+            let mut policy = Converge::new(Goal { accept_longer, ..Goal::default() }, None);
+            policy.set_fixed(fixed_us);
+            for number in 1..=ROUNDS_MAX as usize {
+                let ([sent_bytes, took_us, dirty_bytes], faults) = rounds[number % rounds.len()];
+                let round = Round { sent_bytes, took_us, dirty_bytes };
+                let decision = policy.after(round, &faults);
+                if !matches!(decision, Decision::Continue | Decision::Throttle) {
+                    return Ok(());
+                }
+            }
+            prop_assert!(false, "{} rounds were not enough", ROUNDS_MAX);
+        }
+
+        /// No round is like the one before it: the link carries some per cent more or less, and
+        /// what is left when the guest stops takes as long as the link is then.
+        #[test]
+        fn it_never_promises_much_less_than_it_takes_on_a_link_that_wavers(
+            total in 64u64 << 20..1 << 34, hot in 0u64..1 << 30, dirty_rate in 0u64..1 << 22,
+            link in 1u64 << 14..1 << 22, wavers in prop::collection::vec(90u64..=110, 8),
+            fixed_us in 500u64..20_000,
+        ) {
+            let goal = Goal { blackout_max_us: 100_000, accept_longer: true };
+            let mut policy = Converge::new(goal, Some(fixed_us));
+            let mut left = total;
+            for number in 0.. {
+                let link_now = link * wavers[number % wavers.len()] / 100;
+                let took_us = (left * 1000 / link_now).max(1);
+                let dirty_bytes = (dirty_rate * took_us / 1000).min(hot);
+                let decision = policy.after(Round { sent_bytes: left, took_us, dirty_bytes }, &[1]);
+                left = dirty_bytes;
+                if let Decision::SwitchOver { predicted_us } = decision {
+                    let link_then = link * wavers[(number + 1) % wavers.len()] / 100;
+                    let takes_us = fixed_us + left * 1000 / link_then;
+                    prop_assert!(predicted_us * 120 / 100 >= takes_us, "{predicted_us} {takes_us}");
+                    return Ok(());
+                }
+            }
+        }
+
         #[test]
         fn it_never_promises_less_than_it_takes(
             total in 4u64 << 20..1 << 36, hot in 0u64..1 << 32, dirty_rate in 0u64..1 << 24,

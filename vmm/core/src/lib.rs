@@ -8,6 +8,7 @@ pub mod compat;
 pub mod control;
 pub mod converge;
 pub mod forecast;
+pub mod history;
 pub mod lifecycle;
 pub mod mac;
 pub mod migration;

@@ -9,8 +9,19 @@ use crate::converge::Goal;
 
 /// Most data connections of one migration.
 pub const CONNECTIONS_MAX: u32 = 16;
-/// Data connections of a migration that says nothing else.
-pub const CONNECTIONS_DEFAULT: u32 = 2;
+/// In [`Migrate::connections`]: as the source finds right.
+pub const CONNECTIONS_AUTO: u32 = 0;
+/// The source itself takes no more than this.
+const CONNECTIONS_AUTO_MAX: u32 = 8;
+
+/// How many data connections a migration takes that asks for `wished` on a host with so many
+/// processors: a connection keeps one of them busy at most.
+pub fn connections(wished: u32, processors: u32) -> u32 {
+    match wished {
+        CONNECTIONS_AUTO => processors.clamp(1, CONNECTIONS_AUTO_MAX),
+        wished => wished.min(CONNECTIONS_MAX),
+    }
+}
 
 /// `PUT /v1/migrate` on the source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,8 +29,8 @@ pub const CONNECTIONS_DEFAULT: u32 = 2;
 pub struct Migrate {
     /// Where the target listens: `HOST:PORT`.
     pub to: String,
-    /// Connections that carry memory.
-    #[serde(default = "default_connections")]
+    /// Connections that carry memory; 0: by the source's processors.
+    #[serde(default)]
     pub connections: u32,
     /// When to switch over.
     #[serde(default)]
@@ -36,10 +47,6 @@ pub struct Migrate {
     /// Check and measure everything against the real target, and move nothing.
     #[serde(default)]
     pub dry_run: bool,
-}
-
-fn default_connections() -> u32 {
-    CONNECTIONS_DEFAULT
 }
 
 /// How far it is.
@@ -185,4 +192,17 @@ pub struct Summary {
     pub rounds: u32,
     /// Memory was compared on both sides and found equal.
     pub verified: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_are_as_wished_or_as_many_as_processors_within_limits() {
+        let cases = [(0, 1), (0, 2), (0, 64), (3, 1), (99, 2)];
+        let taken = cases.map(|(wished, processors)| connections(wished, processors));
+        assert_eq!(taken, [1, 2, CONNECTIONS_AUTO_MAX, 3, CONNECTIONS_MAX]);
+        assert_eq!(connections(CONNECTIONS_AUTO, 0), 1);
+    }
 }

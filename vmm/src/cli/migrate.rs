@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use vmm_core::converge::Goal;
-use vmm_core::migration::{CONNECTIONS_MAX, Forecast, Migrate, Phase, Progress};
+use vmm_core::migration::{CONNECTIONS_AUTO, CONNECTIONS_MAX, Forecast, Migrate, Phase, Progress};
 
 use super::ctl::request;
 
@@ -22,8 +22,8 @@ pub struct Arguments {
     /// Where `vmm receive` waits on the other host: HOST:PORT.
     #[arg(long)]
     to: String,
-    /// Connections that carry memory.
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=i64::from(CONNECTIONS_MAX)))]
+    /// Connections that carry memory: 1 to 16, or `auto`, by the source's processors.
+    #[arg(long, value_name = "N|auto", default_value = "auto", value_parser = connections)]
     connections: u32,
     /// The guest shall not stand still for longer than this, in milliseconds.
     #[arg(long, default_value_t = 10)]
@@ -47,6 +47,14 @@ pub struct Arguments {
     /// Print the summary as JSON.
     #[arg(long)]
     json: bool,
+}
+
+fn connections(said: &str) -> Result<u32, String> {
+    match said.parse() {
+        _ if said == "auto" => Ok(CONNECTIONS_AUTO),
+        Ok(number @ 1..=CONNECTIONS_MAX) => Ok(number),
+        _ => Err(format!("neither `auto` nor 1 to {CONNECTIONS_MAX}")),
+    }
 }
 
 pub fn main(arguments: &Arguments) -> Result<(), String> {
@@ -169,6 +177,15 @@ fn line(progress: &Progress) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn connections_are_a_few_or_left_to_the_source() {
+        let read = ["auto", "1", "16"].map(|said| connections(said).unwrap());
+        assert_eq!(read, [CONNECTIONS_AUTO, 1, 16]);
+        for said in ["0", "17", "many"] {
+            connections(said).unwrap_err();
+        }
+    }
 
     #[test]
     fn the_line_says_what_is_known() {

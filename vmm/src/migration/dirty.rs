@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
+use vmm_core::history::History;
 
 use crate::kvm::{DirtyLog, KvmError, PAGES_PER_WORD};
 use crate::memory::GuestMemory;
@@ -33,6 +34,28 @@ impl SlotBitmap {
     pub fn dirty_bytes(&self) -> u64 {
         bytes_marked(&self.words)
     }
+}
+
+/// The same pages in the order in which they are best sent: first those that are quiet, then those
+/// that are dirtied all the time.
+pub fn hot_last(dirty: Vec<SlotBitmap>, history: &mut [History]) -> Vec<SlotBitmap> {
+    let mut hot_ones = Vec::new();
+    let mut all = dirty;
+    for (bitmap, history) in all.iter_mut().zip(history) {
+        let hot = history.hot(&bitmap.words);
+        if hot.iter().all(|word| *word == 0) {
+            continue;
+        }
+        for (word, hot) in bitmap.words.iter_mut().zip(&hot) {
+            *word &= !hot;
+        }
+        hot_ones.push(SlotBitmap {
+            words: hot,
+            ..*bitmap
+        });
+    }
+    all.append(&mut hot_ones);
+    all
 }
 
 /// How much the bits in `words` stand for.
@@ -119,4 +142,31 @@ impl Drop for Tracker {
 /// The pages that our devices wrote (not the trait's view of it, which cannot be reset).
 fn device_writes(region: &GuestRegionMmap<AtomicBitmap>) -> &AtomicBitmap {
     MmapRegion::bitmap(region)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot(slot: usize, words: &[u64]) -> SlotBitmap {
+        SlotBitmap {
+            slot,
+            base: slot as u64 * PAGE_BYTES,
+            words: words.to_vec(),
+            pages: words.len() as u64 * PAGES_PER_WORD,
+        }
+    }
+
+    #[test]
+    fn hot_pages_come_last_and_none_is_lost() {
+        let mut history = [History::default(), History::default()];
+        let order = |dirty: &[SlotBitmap]| -> Vec<_> {
+            let one = |bitmap: &SlotBitmap| (bitmap.slot, bitmap.words[0]);
+            dirty.iter().map(one).collect()
+        };
+        let first = hot_last(vec![slot(0, &[0b011]), slot(1, &[0b100])], &mut history);
+        assert_eq!(order(&first), [(0, 0b011), (1, 0b100)]);
+        let second = hot_last(vec![slot(0, &[0b110]), slot(1, &[0b011])], &mut history);
+        assert_eq!(order(&second), [(0, 0b100), (1, 0b011), (0, 0b010)]);
+    }
 }

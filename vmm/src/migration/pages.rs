@@ -10,7 +10,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 use super::dirty::PAGE_BYTES;
 use super::wire::{self, Run};
-use crate::memory::GuestMemory;
+use crate::memory::{self, GuestMemory};
 
 // Documentation/admin-guide/mm/pagemap.rst
 const PAGEMAP_ENTRY_BYTES: usize = 8;
@@ -125,6 +125,17 @@ pub fn places<'a>(memory: &'a GuestMemory, table: &[u8]) -> io::Result<Vec<Place
     places.collect::<Result<_, _>>().map_err(io::Error::other)
 }
 
+/// Runs at least so long are made before they are filled; for shorter ones the call would cost
+/// more than the faults that it saves.
+const MADE_BYTES_MIN: usize = 64 << 10;
+
+/// Let pages that do not exist yet come into being while what they will hold is still on its way:
+/// a socket cannot take more in while the kernel makes a page for what it has.
+pub fn make(places: &[Place<'_>]) {
+    let long = places.iter().filter(|place| place.len() >= MADE_BYTES_MIN);
+    long.for_each(memory::populate);
+}
+
 /// Zero the pages of a frame whose table of runs this is. Those that were never touched here cost
 /// no memory.
 pub fn clear(memory: &GuestMemory, table: &[u8]) -> io::Result<()> {
@@ -179,7 +190,6 @@ mod tests {
     use vm_memory::Bytes;
 
     use super::*;
-    use crate::memory;
 
     #[test]
     fn untouched_and_zero_pages_do_not_travel_first_and_runs_are_whole() {

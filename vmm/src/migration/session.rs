@@ -1,8 +1,9 @@
 //! The source's connections to one target, and the rounds of memory that go over them.
 
 use std::sync::Arc;
+use std::thread;
 
-use vmm_core::migration::{CONNECTIONS_MAX, Migrate};
+use vmm_core::migration::{self, Migrate};
 
 use super::MigrationError;
 use super::dirty::{SlotBitmap, Tracker};
@@ -45,7 +46,8 @@ impl<'a> Session<'a> {
         guest: Guest,
         watch: &'a Watch,
     ) -> Result<Self, MigrationError> {
-        let connections = wish.connections.clamp(1, CONNECTIONS_MAX);
+        let processors = thread::available_parallelism().map_or(1, |n| n.get() as u32);
+        let connections = migration::connections(wish.connections, processors);
         let hello = Hello {
             connections,
             verify: wish.verify,

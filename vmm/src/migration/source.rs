@@ -11,10 +11,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use storage_core::record::Holder;
+use vm_memory::GuestMemoryBackend;
 use vmm_core::converge::{Converge, Decision, Round};
+use vmm_core::history::History;
 use vmm_core::migration::{Forecast, Migrate, Phase, Summary};
 
-use super::dirty::SlotBitmap;
+use super::dirty::{SlotBitmap, hot_last};
 use super::pages::{self, Touched};
 use super::session::{Guest, Session};
 use super::standstill::Standstill;
@@ -233,12 +235,17 @@ impl Source<'_> {
             .update(|progress| progress.phase = Phase::Copying);
         self.standstill.measure_target(&mut self.session)?;
         let touched = Touched::open().ok();
+        let mut history = vec![History::default(); self.session.memory.num_regions()];
         loop {
             let before = Instant::now();
             let faults_before = driver.faults();
             let first = self.session.round == 0;
             let sent_before = self.watch.sent_bytes.load(Ordering::Relaxed);
-            let dirty = self.session.tracker.collect()?;
+            let mut dirty = self.session.tracker.collect()?;
+            // At first every page counts as dirty, which says nothing of it.
+            if !first {
+                dirty = hot_last(dirty, &mut history);
+            }
             self.session.begin_round();
             self.session
                 .send_round(&dirty, touched.as_ref().filter(|_| first), true)?;

@@ -33,6 +33,9 @@ const VERDICT_LOOKS: u32 = 300;
 const VERDICT_PAUSE: Duration = Duration::from_millis(200);
 const VERDICT_LIMIT: Duration = Duration::from_mins(10);
 
+/// The round whose pages do not exist here yet.
+const FIRST_ROUND: u32 = 1;
+
 /// What the migration needs of whoever builds the guest here.
 pub trait TargetGuest {
     /// Check the offer and build the whole machine; returns its memory.
@@ -295,7 +298,13 @@ fn receive_frame(stream: &mut Stream, memory: &GuestMemory) -> std::io::Result<O
     let (header, table) = wire::receive(stream)?;
     match header.kind {
         Kind::End => return Ok(Some(header.round)),
-        Kind::Pages => stream.receive_pages(&pages::places(memory, &table)?)?,
+        Kind::Pages => {
+            let places = pages::places(memory, &table)?;
+            if header.round == FIRST_ROUND {
+                pages::make(&places);
+            }
+            stream.receive_pages(&places)?;
+        }
         Kind::Zero => pages::clear(memory, &table)?,
         other => {
             return Err(std::io::Error::other(format!(

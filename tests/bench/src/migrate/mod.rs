@@ -23,6 +23,8 @@ use reference::{Reference, Warm};
 
 /// Runs of each peer in each case, unless told otherwise.
 pub const DEFAULT_RUNS: u32 = 3;
+/// Data connections of ours, and streams of iperf3's, unless told otherwise.
+pub const DEFAULT_CONNECTIONS: u32 = 2;
 /// Whatever a guest or its hypervisor is waited for takes seconds at most.
 const LIMIT: Duration = Duration::from_mins(1);
 /// How often progress is looked at: seldom enough to cost nothing.
@@ -140,7 +142,7 @@ impl Default for Wish {
         Wish {
             runs: DEFAULT_RUNS,
             vmm: None,
-            connections: vmm_core::migration::CONNECTIONS_DEFAULT,
+            connections: DEFAULT_CONNECTIONS,
             only: None,
             alone: false,
             plot: None,

@@ -11,7 +11,7 @@ use vmm::cli::ctl::request;
 use vmm_core::control::Info;
 use vmm_core::converge::Goal;
 use vmm_core::lifecycle::State;
-use vmm_core::migration::{CONNECTIONS_DEFAULT, Migrate, Progress};
+use vmm_core::migration::{CONNECTIONS_AUTO, Migrate, Progress};
 
 use super::{LIMIT, POLL};
 use crate::migrate::guest::Guest;
@@ -69,7 +69,7 @@ impl Side {
     pub fn migrate_to(&self, target: &Self, verify: bool) -> Result<(), String> {
         let wish = Migrate {
             to: target.address.clone(),
-            connections: CONNECTIONS_DEFAULT,
+            connections: CONNECTIONS_AUTO,
             goal: Goal {
                 accept_longer: true,
                 ..Goal::default()

@@ -222,7 +222,7 @@ impl Guest {
 
 /// A wish about where guests run. Hard rules bind; soft ones cost.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "kind")]
+#[serde(rename_all = "kebab-case", tag = "kind", deny_unknown_fields)]
 pub enum Rule {
     /// These guests run on one host.
     KeepTogether {

@@ -1,86 +1,19 @@
 //! What if? Plans for a cluster that is described in a file, or that is changed first.
 
+mod file;
 mod restart;
 
-use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
+pub use file::{FILE_VERSION, FileGuest, FileHost, InventoryFile};
 pub use restart::{Restart, restart};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::admission::Admission;
 use crate::balance::{Balance, Plan, plan};
-use crate::model::{Cluster, GroupId, Guest, GuestId, Host, HostId, HostMode, Resources, Rule};
-
-/// The version of the file that this program writes and reads.
-pub const FILE_VERSION: u32 = 1;
-
-/// An inventory file. See docs/drs.md.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct InventoryFile {
-    /// [`FILE_VERSION`].
-    pub version: u32,
-    /// Hosts by name.
-    pub hosts: BTreeMap<HostId, FileHost>,
-    /// Guests by name.
-    pub guests: BTreeMap<GuestId, FileGuest>,
-    /// Rules by name.
-    #[serde(default)]
-    pub rules: BTreeMap<String, Rule>,
-}
-
-/// A host in a file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct FileHost {
-    /// Cores for guests.
-    pub cores: u64,
-    /// Memory for guests.
-    pub memory_mib: u64,
-    /// What it may be asked to do.
-    #[serde(default)]
-    pub mode: HostMode,
-    /// Its groups.
-    #[serde(default)]
-    pub groups: BTreeSet<GroupId>,
-}
-
-/// A guest in a file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct FileGuest {
-    /// Where it runs.
-    pub host: Option<HostId>,
-    /// Its virtual processors.
-    pub cpus: u64,
-    /// Its memory.
-    pub memory_mib: u64,
-    /// The CPU it wants, in thousandths of a core; all its processors if not given.
-    pub demand_mcpu: Option<u64>,
-    /// The memory it uses actively; all if not given.
-    pub active_mib: Option<u64>,
-    /// The CPU guaranteed to it.
-    #[serde(default)]
-    pub reserved_mcpu: u64,
-    /// The memory guaranteed to it; all if not given.
-    pub reserved_mib: Option<u64>,
-    /// May be moved automatically.
-    #[serde(default = "yes")]
-    pub movable: bool,
-    /// Restarted when its host is lost.
-    #[serde(default = "yes")]
-    pub protected: bool,
-    /// Predicted time of a migration on the wire; estimated from the memory if not given.
-    #[serde(default)]
-    pub migration_ms: u64,
-}
-
-fn yes() -> bool {
-    true
-}
+use crate::model::{Cluster, GroupId, GuestId, Host, HostId, HostMode, Resources};
 
 /// What to change first.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -117,6 +50,42 @@ pub enum WhatIfError {
         /// The guest.
         guest: GuestId,
     },
+    /// An amount that no host or guest has.
+    #[error("cannot use the inventory: {of} has {field} {value}; give it {least} to {most}")]
+    Amount {
+        /// Of what.
+        of: String,
+        /// What it is called there.
+        field: &'static str,
+        /// What it is.
+        value: u64,
+        /// What it may be at least ...
+        least: u64,
+        /// ... and at most.
+        most: u64,
+    },
+    /// A rule names hosts that are not there.
+    #[error(
+        "cannot use the inventory: rule {rule} names group {group}, to which no host belongs; add \
+         it to the groups of a host"
+    )]
+    NoGroup {
+        /// The rule.
+        rule: String,
+        /// The group.
+        group: GroupId,
+    },
+    /// Rules that cannot all be obeyed.
+    #[error("cannot use the inventory: {why} (rules {rules}); change or remove one of them")]
+    Contradiction {
+        /// Their names.
+        rules: String,
+        /// Why not.
+        why: String,
+    },
+    /// The question asks for two things at once.
+    #[error("cannot both lose and drain host {0}; ask one of them")]
+    LostAndDrained(HostId),
     /// A host to be added is there already.
     #[error("cannot add host {0}: there is one of that name; choose another")]
     HostTwice(HostId),
@@ -135,80 +104,6 @@ pub struct Forecast {
     pub at_risk: String,
 }
 
-impl InventoryFile {
-    /// The cluster it describes.
-    pub fn cluster(&self) -> Result<Cluster, WhatIfError> {
-        if self.version != FILE_VERSION {
-            return Err(WhatIfError::Version(self.version));
-        }
-        for (name, guest) in &self.guests {
-            if let Some(host) = &guest.host
-                && !self.hosts.contains_key(host)
-            {
-                return Err(WhatIfError::NoHost {
-                    by: alloc::format!("guest {name}"),
-                    host: host.clone(),
-                });
-            }
-        }
-        for (rule, guest) in self
-            .rules
-            .iter()
-            .flat_map(|(name, rule)| rule.guests().iter().map(move |guest| (name, guest)))
-        {
-            if !self.guests.contains_key(guest) {
-                return Err(WhatIfError::NoGuest {
-                    rule: rule.clone(),
-                    guest: guest.clone(),
-                });
-            }
-        }
-        Ok(Cluster {
-            hosts: self
-                .hosts
-                .iter()
-                .map(|(n, h)| (n.clone(), h.host()))
-                .collect(),
-            guests: self
-                .guests
-                .iter()
-                .map(|(n, g)| (n.clone(), g.guest()))
-                .collect(),
-            rules: self.rules.clone(),
-        })
-    }
-}
-
-impl FileHost {
-    fn host(&self) -> Host {
-        Host {
-            capacity: Resources::new(self.cores.saturating_mul(1000), self.memory_mib),
-            mode: self.mode,
-            groups: self.groups.clone(),
-        }
-    }
-}
-
-impl FileGuest {
-    fn guest(&self) -> Guest {
-        let configured = Resources::new(self.cpus.saturating_mul(1000), self.memory_mib);
-        let mut guest = Guest::sized(configured);
-        guest.host.clone_from(&self.host);
-        guest.reservation = Resources {
-            mcpu: self.reserved_mcpu,
-            memory_mib: self.reserved_mib.unwrap_or(self.memory_mib),
-        };
-        guest.demand = Resources {
-            mcpu: self.demand_mcpu.unwrap_or(configured.mcpu),
-            memory_mib: self.active_mib.unwrap_or(self.memory_mib),
-        };
-        guest.movable = self.movable;
-        guest.protected = self.protected;
-        guest.migration.duration_ms = self.migration_ms;
-        guest
-    }
-}
-
 /// Changes the cluster and plans for what comes out.
 pub fn what_if(
     mut cluster: Cluster,
@@ -216,6 +111,13 @@ pub fn what_if(
     settings: &Balance,
 ) -> Result<Forecast, WhatIfError> {
     add_hosts(&mut cluster, changes)?;
+    if let Some(both) = changes
+        .lose
+        .iter()
+        .find(|host| changes.drain.contains(host))
+    {
+        return Err(WhatIfError::LostAndDrained(both.clone()));
+    }
     for (names, mode) in [
         (&changes.lose, HostMode::Lost),
         (&changes.drain, HostMode::Maintenance),
@@ -251,8 +153,10 @@ fn add_hosts(cluster: &mut Cluster, changes: &Changes) -> Result<(), WhatIfError
         .max_by_key(|capacity| (capacity.memory_mib, capacity.mcpu))
         .unwrap_or_default();
     for (name, size) in &changes.add {
+        let capacity = size.unwrap_or(largest);
+        file::check_host(name, capacity)?;
         let host = Host {
-            capacity: size.unwrap_or(largest),
+            capacity,
             ..Host::default()
         };
         if cluster.hosts.insert(name.clone(), host).is_some() {
@@ -271,7 +175,7 @@ mod tests {
             cores: 8,
             memory_mib: 16 * 1024,
             mode: HostMode::Active,
-            groups: BTreeSet::new(),
+            groups: alloc::collections::BTreeSet::new(),
         };
         let guest = |host: &str| FileGuest {
             host: Some(host.into()),
@@ -352,5 +256,56 @@ mod tests {
         let mut wrong = file();
         wrong.version = 2;
         assert_eq!(wrong.cluster(), Err(WhatIfError::Version(2)));
+    }
+
+    #[test]
+    fn what_cannot_be_is_named_with_a_remedy() {
+        let refused = |change: &dyn Fn(&mut InventoryFile)| {
+            let mut file = file();
+            change(&mut file);
+            file.cluster().expect_err("a refusal").to_string()
+        };
+        let pair = ["g1".to_string(), "g2".to_string()];
+        let apart = crate::model::Rule::KeepApart {
+            guests: pair.clone().into(),
+        };
+        let together = crate::model::Rule::KeepTogether {
+            guests: pair.clone().into(),
+        };
+        let on_nothing = crate::model::Rule::GuestsToHosts {
+            guests: pair.into(),
+            group: "rack9".into(),
+            affinity: crate::model::Affinity::Off,
+            hard: true,
+        };
+        let cores = refused(&|file| file.hosts.get_mut("a").expect("a").cores = 0);
+        assert!(
+            cores.contains("host a has cores 0; give it 1 to 65536"),
+            "{cores}"
+        );
+        let cpus = refused(&|file| file.guests.get_mut("g1").expect("g1").cpus = u64::MAX);
+        assert!(cpus.contains("guest g1 has cpus"), "{cpus}");
+        let demand = refused(&|file| {
+            file.guests.get_mut("g1").expect("g1").demand_mcpu = Some(2001);
+        });
+        assert!(
+            demand.contains("guest g1 has demand-mcpu 2001; give it 0 to 2000"),
+            "{demand}"
+        );
+        let group = refused(&|file| {
+            file.rules.insert("here".into(), on_nothing.clone());
+        });
+        assert!(group.contains("rule here names group rack9"), "{group}");
+        let both = refused(&|file| {
+            file.rules.insert("one".into(), apart.clone());
+            file.rules.insert("two".into(), together.clone());
+        });
+        assert!(both.contains("(rules one, two)"), "{both}");
+        let changes = Changes {
+            lose: ["a".to_string()].into(),
+            drain: ["a".to_string()].into(),
+            ..Changes::default()
+        };
+        assert_eq!(ask(&changes), Err(WhatIfError::LostAndDrained("a".into())));
     }
 }

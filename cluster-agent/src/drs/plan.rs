@@ -31,13 +31,13 @@ pub struct PlanArguments {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=5))]
     pub threshold: u8,
     /// No more steps than this.
-    #[arg(long, default_value_t = 250)]
+    #[arg(long, default_value_t = 250, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_steps: u32,
     /// Migrations at a time in the whole cluster.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
     pub at_once: u32,
     /// Migrations at a time into or out of one host.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     pub at_once_per_host: u32,
     /// Host failures that must always be survived; 0 turns admission control off.
     #[arg(long, default_value_t = 1)]
@@ -66,7 +66,9 @@ pub enum MeasureName {
 #[derive(Debug, Error)]
 pub enum PlanError {
     /// The file cannot be read.
-    #[error("cannot read the inventory {path}: {source}")]
+    #[error(
+        "cannot read the inventory {path}: {source}; name a JSON file that docs/drs.md describes"
+    )]
     Read {
         /// The file.
         path: PathBuf,
@@ -92,14 +94,21 @@ pub enum PlanError {
 /// `NAME` or `NAME=CORES:MEMORY_MIB`.
 fn parse_host(text: &str) -> Result<(String, Option<Resources>), String> {
     let Some((name, size)) = text.split_once('=') else {
-        return Ok((text.to_owned(), None));
+        return named(text).map(|name| (name, None));
     };
     let wrong = || "write it as NAME or NAME=CORES:MEMORY_MIB".to_owned();
     let (cores, memory_mib) = size.split_once(':').ok_or_else(wrong)?;
     let cores: u64 = cores.parse().map_err(|_| wrong())?;
     let memory_mib = memory_mib.parse().map_err(|_| wrong())?;
     let size = Resources::new(cores.saturating_mul(1000), memory_mib);
-    Ok((name.to_owned(), Some(size)))
+    named(name).map(|name| (name, Some(size)))
+}
+
+fn named(name: &str) -> Result<String, String> {
+    if name.is_empty() {
+        return Err("the host needs a name".to_owned());
+    }
+    Ok(name.to_owned())
 }
 
 /// Plans; answers what to print.

@@ -104,9 +104,9 @@ fn clock(kvm: &Kvm) -> Finding {
     if flags & KVM_CLOCK_REALTIME.cast_signed() != 0 {
         return good("live migration: the guest's clock makes its stop good");
     }
-    poor(
-        "live migration: the guest's clock loses the time of its stop (its NTP client makes it \
-         good); Linux 5.16 and later do better",
+    good(
+        "live migration: the guest's clock makes its stop good to some microseconds; Linux 5.16 \
+         and later do better",
     )
 }
 

@@ -114,8 +114,15 @@ impl<'lab> Guest<'lab> {
         })
     }
 
-    /// A VMM on `host` that waits for this guest; gives it when it listens on `port`.
-    pub fn awaited_on(&self, host: &Host, port: u16, tls_dir: Option<&str>) -> Result<Running> {
+    /// A VMM on `host` that waits for this guest; gives it when it listens on `port`. `fault` is
+    /// where a migration of its fails, as `GODWIT_FAIL_AT` takes it.
+    pub fn awaited_on(
+        &self,
+        host: &Host,
+        port: u16,
+        tls_dir: Option<&str>,
+        fault: &str,
+    ) -> Result<Running> {
         let wish = &self.wish;
         make_room(host, wish)?;
         let tls = tls_dir.map(|dir| format!(" --tls-dir {dir}"));
@@ -123,7 +130,7 @@ impl<'lab> Guest<'lab> {
             "sh",
             "-c",
             &format!(
-                "exec /opt/godwit/vmm receive --listen {}:{port} --api-socket /run/{}/api{}{}",
+                "GODWIT_FAIL_AT={fault} exec /opt/godwit/vmm receive --listen {}:{port} --api-socket /run/{}/api{}{}",
                 host.address,
                 wish.name,
                 tls.unwrap_or_default(),

@@ -66,11 +66,14 @@ impl Accelerator {
         }
     }
 
-    fn arguments(self) -> [&'static str; 4] {
-        match self {
-            Self::Nested => ["-accel", "kvm", "-cpu", "host"],
-            Self::Emulated => ["-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt"],
-        }
+    fn arguments(self, lacks: Option<&str>) -> [String; 4] {
+        let (accelerator, processor) = match self {
+            Self::Nested => ("kvm", "host"),
+            Self::Emulated => ("tcg,thread=multi", "EPYC,+svm,+npt"),
+        };
+        let lacks = lacks.map_or(String::new(), |feature| format!(",-{feature}"));
+        let processor = format!("{processor}{lacks}");
+        ["-accel", accelerator, "-cpu", &processor].map(str::to_owned)
     }
 }
 
@@ -83,6 +86,8 @@ pub struct Machine {
     pub kernel: PathBuf,
     /// Initramfs.
     pub initramfs: PathBuf,
+    /// A feature, as QEMU calls it, that its processor lacks beside the others'.
+    pub lacks: Option<&'static str>,
     /// RAM size.
     pub memory_mib: u32,
     /// File that holds the RAM.
@@ -144,7 +149,7 @@ impl Machine {
             "-m",
             &format!("{}M", self.memory_mib),
         ]);
-        command.args(ACCELERATOR.arguments());
+        command.args(ACCELERATOR.arguments(self.lacks));
         command.arg("-object").arg(format!(
             "memory-backend-file,id=ram,size={}M,mem-path={},share={}",
             self.memory_mib,

@@ -188,6 +188,7 @@ impl Lab {
                     name: name.clone(),
                     kernel: template.appliance.kernel.clone(),
                     initramfs: template.appliance.initramfs.clone(),
+                    lacks: None,
                     memory_mib: template.memory_mib,
                     memory: template.memory(),
                     memory_shared: false,

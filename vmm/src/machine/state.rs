@@ -1,6 +1,7 @@
 //! The state of a whole machine but its memory, as it travels to another process.
 
 use std::sync::mpsc::Receiver;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use kvm_bindings::{
     KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
@@ -107,7 +108,7 @@ pub fn save_platform(vm: &VmFd) -> Result<PlatformState, MachineError> {
         pit: vm.get_pit2().map_err(request("read the interval timer"))?,
         clock: ClockState {
             guest_ns: clock.clock,
-            realtime_ns: (clock.flags & KVM_CLOCK_REALTIME != 0).then_some(clock.realtime),
+            realtime_ns: Some(realtime_ns(&clock)),
         },
     })
 }
@@ -123,13 +124,23 @@ pub fn restore_platform(vm: &VmFd, state: &PlatformState) -> Result<(), MachineE
     restore_clock(vm, state.clock).map_err(request("set the guest's clock"))
 }
 
+/// The time of day at the moment of `clock`. KVM tells it where the host's processors keep one time;
+/// elsewhere we look ourselves, some microseconds later.
+fn realtime_ns(clock: &kvm_clock_data) -> u64 {
+    if clock.flags & KVM_CLOCK_REALTIME != 0 {
+        return clock.realtime;
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |now| now.as_nanos() as u64)
+}
+
 /// The guest's clock goes on as if it had never stopped, so its time of day stays right,
 /// unless the hosts' own clocks make no sense together.
 fn restore_clock(vm: &VmFd, state: ClockState) -> Result<(), Errno> {
     let here = vm.get_clock()?;
     let elapsed_ns = match state.realtime_ns {
-        Some(then) if here.flags & KVM_CLOCK_REALTIME != 0 => here.realtime.saturating_sub(then),
-        _ => 0,
+        Some(then) => realtime_ns(&here).saturating_sub(then),
+        None => 0,
     };
     let elapsed_ns = if elapsed_ns > CLOCK_GAP_MAX_NS {
         0

@@ -110,6 +110,25 @@ impl Host {
     /// Starts it as a fresh clone with its own identity, clock and randomness. RAM is as after a
     /// boot, disks are as it left them. Nothing is mounted but our programs.
     pub fn power_on(&self) -> Result<()> {
+        self.power_on_as(&self.machine)
+    }
+
+    /// The same with a lesser processor, which lacks `feature` (QEMU's name for it). The kernel
+    /// has met the full one at its boot; /dev/kvm, made anew, offers no more than there is.
+    pub fn power_on_lacking(&self, feature: &'static str) -> Result<()> {
+        self.power_on_as(&Machine {
+            lacks: Some(feature),
+            ..self.machine.clone()
+        })?;
+        self.run(
+            "for module in kvm_amd kvm_intel; do \
+             ! grep -q \"^$module \" /proc/modules || { rmmod $module && modprobe $module; }; done; \
+             chgrp kvm /dev/kvm; chmod 660 /dev/kvm",
+        )
+        .map(drop)
+    }
+
+    fn power_on_as(&self, machine: &Machine) -> Result<()> {
         let mut power = lock(&self.power);
         if power.is_some() {
             return Ok(());
@@ -120,7 +139,7 @@ impl Host {
             .append(true)
             .open(&log)
             .during("open", &log)?;
-        let mut command = self.machine.command();
+        let mut command = machine.command();
         command.stdin(Stdio::null()).stderr(errors);
         let mut child = self.spawner.spawn(command)?;
         match self.bring_up(&mut child) {

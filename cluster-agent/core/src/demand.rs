@@ -86,8 +86,8 @@ impl Smoothed {
         }
         let sample = sample << FRACTION_BITS;
         let part = |distance: u64, tau: u64| {
-            (u128::from(distance) * u128::from(elapsed_ms) / u128::from((tau + elapsed_ms).max(1)))
-                as u64
+            (u128::from(distance) * u128::from(elapsed_ms)
+                / u128::from(tau.saturating_add(elapsed_ms).max(1))) as u64
         };
         if sample > self.fixed {
             self.fixed += part(sample - self.fixed, by.rise_ms);

@@ -85,6 +85,8 @@ pub struct ChangeDrs {
 
 /// A plan is not made more often than this.
 const ROUND_MS_MIN: u64 = 1000;
+/// No time is longer than a day.
+const TIME_MS_MAX: u64 = 24 * 3600 * 1000;
 
 impl ChangeDrs {
     /// Changes the settings, or says what is wrong.
@@ -97,6 +99,16 @@ impl ChangeDrs {
         }
         if self.round_ms.is_some_and(|every| every < ROUND_MS_MIN) {
             return Err(format!("a round takes at least {ROUND_MS_MIN} ms"));
+        }
+        let times = [
+            ("round", self.round_ms),
+            ("hold", self.hold_ms),
+            ("rise", self.rise_ms),
+            ("fall", self.fall_ms),
+        ];
+        if let Some((name, _)) = times.iter().find(|(_, ms)| *ms > Some(TIME_MS_MAX)) {
+            let most_s = TIME_MS_MAX / 1000;
+            return Err(format!("{name} is at most a day ({most_s} s)"));
         }
         if self.at_once == Some(0) || self.at_once_per_host == Some(0) {
             return Err(
@@ -151,6 +163,11 @@ mod tests {
             },
             ChangeDrs {
                 round_ms: Some(1),
+                ..ChangeDrs::default()
+            },
+            // What does not fit into a policy file would make it unreadable.
+            ChangeDrs {
+                rise_ms: Some(u64::MAX),
                 ..ChangeDrs::default()
             },
             ChangeDrs {

@@ -14,9 +14,10 @@ use shared_storage::{ClusterFile, Datastore, Keeper, Role, StoreError, Watcher};
 use storage_core::timing::Timing;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::api::routes::{self, Api};
+use crate::baseline;
 use crate::config::Config;
 use crate::driver::{Driver, INPUTS_MAX};
 use crate::guests::Host;
@@ -26,7 +27,7 @@ use crate::http::connection::Peer;
 use crate::http::gate::gate;
 use crate::http::refusals;
 use crate::http::server::{TlsListener, bind_unix};
-use crate::inventory::HostFile;
+use crate::inventory::{self, HostFile};
 use crate::mail::Outbox;
 use crate::metrics::{self, Metrics};
 use crate::network::{Bridge, NetworkError};
@@ -93,7 +94,16 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let member_api = TlsListener::bind(any, tls.open.clone())
         .await
         .map_err(host_error("listen on", any))?;
-    join(&store, &facts, address)?;
+    let file = describe(&config, &facts, address);
+    let lacks = newly_lacks(&store, &facts.name, &file)?;
+    let history = Arc::new(History::open(
+        &store.host_dir(&facts.name)?,
+        facts.name.clone(),
+    ));
+    if !lacks.is_empty() {
+        announce(&facts.name, &lacks, &history);
+    }
+    store.write_host(&facts.name, &file)?;
 
     let local = LocalHost::new(&facts.name, &config.run_dir)?;
     let keeper = Keeper::start(&store, &local, Role::Agent)?;
@@ -109,11 +119,8 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         tls: tls.client.clone(),
         driver: driver.clone(),
         store: store.clone(),
+        baseline: RwLock::default(),
     });
-    let history = Arc::new(History::open(
-        &store.host_dir(&facts.name)?,
-        facts.name.clone(),
-    ));
     let (picture, drawn) = watch::channel(Picture::default());
     let nudge = Nudge::default();
     reader::start(store.clone(), driver.clone(), nudge.clone())
@@ -182,15 +189,41 @@ fn open_or_create(root: &Path, cluster: &str) -> Result<Datastore, DaemonError> 
     }
 }
 
-/// Write down what this host is.
-fn join(store: &Datastore, facts: &HostFacts, address: SocketAddr) -> Result<(), DaemonError> {
-    let file = HostFile {
+/// What this host is.
+fn describe(config: &Config, facts: &HostFacts, address: SocketAddr) -> HostFile {
+    let cpu_features = baseline::of_this_host(&config.vmm_program());
+    HostFile {
         address,
         capacity: facts.capacity,
-        cpu_features: facts.cpu_features.iter().cloned().collect(),
+        cpu_features: cpu_features
+            .inspect_err(|error| warn!(error, "guests may not be able to come here"))
+            .ok(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-    };
-    Ok(store.write_host(&facts.name, &file)?)
+    }
+}
+
+/// What the cluster's guests have had and this host's processor lacks, as nobody knew before.
+fn newly_lacks(store: &Datastore, name: &str, file: &HostFile) -> Result<Vec<String>, DaemonError> {
+    let mut others = inventory::hosts(store)?;
+    let known = others.remove(name).and_then(|known| known.cpu_features);
+    let common = baseline::common(others.values());
+    Ok(match (common, file.cpu_features) {
+        (Some(common), Some(here)) if known != Some(here) => common.missing(here),
+        _ => Vec::new(),
+    })
+}
+
+/// Say before it joins what guests will have to do without because of this host.
+fn announce(name: &str, lacks: &[String], history: &History) {
+    let lacks = baseline::named(lacks);
+    let why = format!(
+        "its processor lacks {lacks}: guests that start from now on do without, those that run \
+         cannot move to it before they were stopped and started"
+    );
+    warn!(host = name, why, "joins");
+    if let Err(error) = history.record(name, "joins", &why) {
+        warn!(%error, "cannot record an event");
+    }
 }
 
 fn identity(

@@ -292,6 +292,11 @@ impl Driver {
         self.outbox.set_members(&addresses);
         self.metrics.keep_peers(|peer| addresses.contains_key(peer));
         self.watch_hosts(&reading);
+        *self
+            .host
+            .baseline
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = reading.common_features;
         let inventory = Box::new(reading.inventory.clone());
         self.reading = reading;
         self.step(now_us, Event::Inventory(inventory));

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use cluster_core::drs::Automation;
 use cluster_core::model::{Desired, Guest, GuestId, Priority, Readiness, Resources};
 use serde::{Deserialize, Serialize};
+use vmm_core::compat::CpuFeatures;
 use vmm_core::mac::Mac;
 use vmm_core::spec::{DiskFormat, DiskSpec, NetSpec, Spec};
 
@@ -39,6 +40,9 @@ pub struct GuestFile {
     pub cpus: u32,
     /// Memory, in MiB.
     pub memory_mib: u64,
+    /// What its processors can do.
+    #[serde(default)]
+    pub cpu: CpuModel,
     /// Kernel command line instead of the image's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cmdline: Option<String>,
@@ -51,6 +55,17 @@ pub struct GuestFile {
     /// Addresses of its network cards.
     #[serde(default)]
     pub macs: Vec<Mac>,
+}
+
+/// What a guest's processors can do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CpuModel {
+    /// What all hosts of the cluster have: it can move to any of them.
+    #[default]
+    Cluster,
+    /// All that the host has on which it starts: it can move to hosts that have no less.
+    Host,
 }
 
 fn default_grace_s() -> u64 {
@@ -120,11 +135,12 @@ impl GuestFile {
     }
 
     /// The spec with which a VMM of this host runs the guest: every path in full, every
-    /// network card on a tap of its own.
+    /// network card on a tap of its own. `common`: what all hosts' processors can do.
     pub fn spec(
         &self,
         name: &str,
         image_dir: &Path,
+        common: Option<CpuFeatures>,
         disk_path: impl Fn(&str) -> PathBuf,
     ) -> Result<Spec, String> {
         let image = ImageFile::read(image_dir)?;
@@ -136,6 +152,7 @@ impl GuestFile {
             kernel: in_image(&image.kernel),
             initramfs: image.initramfs.as_deref().map(in_image),
             cmdline: self.cmdline.clone().unwrap_or(image.cmdline),
+            cpu_features: common.filter(|_| self.cpu == CpuModel::Cluster),
             hugepages: false,
             disks: self
                 .disks

@@ -1,6 +1,5 @@
 //! What a host is: found out by itself, so that nobody has to configure it.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
@@ -13,7 +12,7 @@ const HOST_MEMORY_MIB: u64 = 128;
 /// ... plus this share of what it has, in per cent: page tables and network buffers grow with it.
 const HOST_MEMORY_PERCENT: u64 = 5;
 
-/// Name, address, capacity and processor features of a host.
+/// Name, address and capacity of a host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostFacts {
     /// The host's name: its kernel host name up to the first dot.
@@ -22,8 +21,6 @@ pub struct HostFacts {
     pub address: IpAddr,
     /// What guests may use: the machine less what the host itself needs.
     pub capacity: Resources,
-    /// Processor features as the kernel names them.
-    pub cpu_features: BTreeSet<String>,
 }
 
 impl HostFacts {
@@ -43,7 +40,6 @@ impl HostFacts {
                 mcpu: cores * 1000,
                 memory_mib: guest_memory_mib(memory_mib),
             },
-            cpu_features: cpu_features(&fs::read_to_string("/proc/cpuinfo")?),
         })
     }
 }
@@ -92,17 +88,6 @@ pub(crate) fn meminfo_mib(meminfo: &str, name: &str) -> Option<u64> {
     Some(kib / 1024)
 }
 
-/// Features that every processor of this host has.
-fn cpu_features(cpuinfo: &str) -> BTreeSet<String> {
-    cpuinfo
-        .lines()
-        .filter_map(|line| line.split_once(':'))
-        .filter(|(key, _)| key.trim() == "flags")
-        .map(|(_, flags)| flags.split_whitespace().map(str::to_owned).collect())
-        .reduce(|all: BTreeSet<String>, these| &all & &these)
-        .unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,14 +97,6 @@ mod tests {
         let facts = HostFacts::discover(Some(Ipv4Addr::LOCALHOST.into())).unwrap();
         assert_eq!(facts.address, IpAddr::from(Ipv4Addr::LOCALHOST));
         assert!(facts.capacity.mcpu >= 1000);
-        assert!(facts.cpu_features.contains("sse2"));
-    }
-
-    #[test]
-    fn features_are_what_all_processors_share() {
-        let cpuinfo = "processor : 0\nflags : fpu sse2 avx\n\nprocessor : 1\nflags : fpu sse2\n";
-        let shared = cpu_features(cpuinfo);
-        assert_eq!(shared.into_iter().collect::<Vec<_>>(), ["fpu", "sse2"]);
     }
 
     #[test]

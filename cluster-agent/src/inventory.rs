@@ -9,7 +9,9 @@ use cluster_core::settings::{HostEntry, Inventory};
 use serde::{Deserialize, Serialize};
 use shared_storage::{Datastore, StoreError};
 use tracing::warn;
+use vmm_core::compat::CpuFeatures;
 
+use crate::baseline;
 use crate::guest_file::GuestFile;
 use crate::policy::Policy;
 use crate::tokens::Tokens;
@@ -21,8 +23,9 @@ pub struct HostFile {
     pub address: SocketAddr,
     /// What guests may use of it.
     pub capacity: Resources,
-    /// Processor features that all its cores have.
-    pub cpu_features: Vec<String>,
+    /// What its VMM can show a guest, if it said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_features: Option<CpuFeatures>,
     /// Version of its agent.
     pub version: String,
 }
@@ -34,6 +37,10 @@ pub struct Reading {
     pub inventory: Inventory,
     /// What hosts say about themselves.
     pub hosts: BTreeMap<HostId, HostFile>,
+    /// What all hosts' processors can do.
+    pub common_features: Option<CpuFeatures>,
+    /// Hosts whose processors lack what others have, and what that is.
+    pub cpu_lacks: BTreeMap<HostId, Vec<String>>,
     /// What guests are made of.
     pub guests: BTreeMap<GuestId, GuestFile>,
     /// What operators from afar show.
@@ -44,19 +51,16 @@ pub struct Reading {
 /// the datastore fences disks at a takeover.
 pub fn read(store: &Datastore, fencing: bool) -> Result<Reading, StoreError> {
     let mut reading = Reading::default();
-    for name in store.hosts()? {
-        match store.read_host::<HostFile>(&name) {
-            Ok(host) => {
-                let entry = HostEntry {
-                    capacity: host.capacity,
-                    ..HostEntry::default()
-                };
-                reading.inventory.hosts.insert(name.clone(), entry);
-                reading.hosts.insert(name, host);
-            }
-            Err(error) => warn!(host = name, %error, "passed over"),
-        }
+    for (name, host) in hosts(store)? {
+        let entry = HostEntry {
+            capacity: host.capacity,
+            ..HostEntry::default()
+        };
+        reading.inventory.hosts.insert(name.clone(), entry);
+        reading.hosts.insert(name, host);
     }
+    reading.common_features = baseline::common(reading.hosts.values());
+    reading.cpu_lacks = baseline::lacking(&reading.hosts);
     for name in store.guests()? {
         match store.guest(&name).and_then(|dir| dir.spec::<GuestFile>()) {
             Ok(guest) => {
@@ -80,6 +84,20 @@ pub fn read(store: &Datastore, fencing: bool) -> Result<Reading, StoreError> {
     reading.inventory.lease = *store.timing();
     reading.inventory.fencing = fencing;
     Ok(reading)
+}
+
+/// Read what hosts say about themselves. A damaged file costs only its own.
+pub fn hosts(store: &Datastore) -> Result<BTreeMap<HostId, HostFile>, StoreError> {
+    let mut hosts = BTreeMap::new();
+    for name in store.hosts()? {
+        match store.read_host::<HostFile>(&name) {
+            Ok(host) => {
+                hosts.insert(name, host);
+            }
+            Err(error) => warn!(host = name, %error, "passed over"),
+        }
+    }
+    Ok(hosts)
 }
 
 fn take_policy(inventory: &mut Inventory, policy: Policy) {

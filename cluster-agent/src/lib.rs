@@ -2,6 +2,7 @@
 
 pub mod admission;
 pub mod api;
+pub mod baseline;
 pub mod cli;
 pub mod config;
 pub mod console;

@@ -99,7 +99,8 @@ fn guests(
                 None => known.and_then(|guest| guest.host.clone()),
             };
             let reason = waiting.get(name).cloned();
-            let state = match (local.map(|l| l.state), &host, &reason) {
+            let said = local.map(|l| l.state).or_else(|| brain.reported(name));
+            let state = match (said.filter(|_| host.is_some()), &host, &reason) {
                 (Some(GuestState::Starting), ..) => "starting",
                 (Some(GuestState::Paused), ..) => "paused",
                 (Some(GuestState::Arriving), ..) => "arriving",
@@ -170,6 +171,7 @@ fn hosts(
                 used: brain.observation().and_then(|seen| seen.host_use(name)),
                 guests: here().count() as u64,
                 version: host.version.clone(),
+                cpu_lacks: reading.cpu_lacks.get(name).cloned().unwrap_or_default(),
             }
         })
         .collect()

@@ -217,6 +217,40 @@ fn every_end_has_its_code() {
     }
 }
 
+#[test]
+fn a_guest_sees_no_more_of_the_processor_than_it_is_given() {
+    if cannot_run_guests() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    // Writes CL of CPUID leaf 0x8000_0001 to the serial port; where ring 0 is emulated, leaves 1
+    // and 7 are the host's whatever was set.
+    let look = [0xb8, 1, 0, 0, 0x80, 0x0f, 0xa2];
+    let tell = [0x66, 0xba, 0xf8, 0x03, 0x88, 0xc8, 0xee];
+    let program = [&look[..], &tell, &out(0x600, 0x34), &[0xf4]].concat();
+    std::fs::write(dir.path().join("kernel"), kernel(&program)).unwrap();
+    let run = |features: &str| {
+        let run = [
+            "run",
+            "--kernel",
+            "kernel",
+            "--memory",
+            "16",
+            "--cpu-features",
+        ];
+        vmm(dir.path(), &[&run[..], &[features]].concat())
+    };
+    let can = String::from_utf8(vmm(dir.path(), &["cpu-features"]).stdout).unwrap();
+    let words: Vec<&str> = can.trim().split('-').collect();
+    let extended = u32::from_str_radix(words[7], 16).unwrap();
+    assert_eq!(run(can.trim()).stdout, [extended.to_le_bytes()[0]], "{can}");
+    assert_eq!(run(&["0"; 10].join("-")).stdout, [0]);
+    let wrong = run("avx2");
+    assert_eq!(wrong.status.code(), Some(2));
+    let said = String::from_utf8(wrong.stderr).unwrap();
+    assert!(said.contains("`vmm cpu-features` prints"), "{said}");
+}
+
 /// In a mount namespace of its own, where nothing is under `/dev`.
 #[test]
 fn a_host_without_kvm_is_told() {

@@ -170,7 +170,15 @@ impl Admission {
         }
         let fits = added.len() as u32;
         let more = if fits == MAX_RESERVE { "at least " } else { "" };
-        let mut words = format!("{more}{fits} more guests of {size} fit");
+        let size = match size.mcpu {
+            0 => size.memory_words(),
+            _ => size.to_string(),
+        };
+        let (guests, fit) = match fits {
+            1 => ("guest", "fits"),
+            _ => ("guests", "fit"),
+        };
+        let mut words = format!("{more}{fits} more {guests} of {size} {fit}");
         match &critical[..] {
             [] => {}
             [one] => words = format!("{words}; host {one} is the critical one"),

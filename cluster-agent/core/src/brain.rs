@@ -6,6 +6,7 @@
 //! new brain (after an agent restart, on a new leader) finds out from them.
 
 mod duty;
+mod early;
 mod watch;
 
 use alloc::collections::BTreeMap;
@@ -15,6 +16,7 @@ use alloc::vec::Vec;
 
 use storage_core::hold::Hold;
 
+use self::early::EarlyOrders;
 use crate::admission::{Admission, Admitted, Refusal, Reserve};
 use crate::balance::Move;
 use crate::drs::{Drs, Order};
@@ -23,7 +25,7 @@ use crate::health::{HostState, Peer};
 use crate::leader::Contest;
 use crate::leading::Leading;
 use crate::member::Member;
-use crate::messages::{HostNote, Incarnation, LeaseSeen, Message, MoveOutcome};
+use crate::messages::{GuestState, HostNote, Incarnation, LeaseSeen, Message, MoveOutcome};
 use crate::model::{Cluster, Guest, GuestId, HostId, Resources};
 use crate::observation::Observation;
 use crate::settings::{Inventory, Settings, Waits};
@@ -51,6 +53,7 @@ pub struct Brain {
     cut_off: bool,
     next_leave_us: u64,
     member: Member,
+    early: EarlyOrders,
     leading: Option<Leading>,
 }
 
@@ -73,6 +76,7 @@ impl Brain {
             cut_off: false,
             next_leave_us: 0,
             member: Member::default(),
+            early: EarlyOrders::default(),
             leading: None,
         }
     }
@@ -92,6 +96,7 @@ impl Brain {
                 self.beat(&mut actions);
                 self.judge_peers(&mut actions);
                 self.judge_self(&mut actions);
+                self.take_early_orders(&mut actions);
                 self.stop_unwanted(&mut actions);
                 self.leave(&mut actions);
                 self.seek_lead(&mut actions);
@@ -121,6 +126,11 @@ impl Brain {
     /// On the leader, the cluster as it is: hosts with their modes, guests on their hosts.
     pub fn cluster(&self) -> Option<&Cluster> {
         Some(self.leading.as_ref()?.cluster())
+    }
+
+    /// On the leader, what a guest's host last said that the guest does.
+    pub fn reported(&self, guest: &str) -> Option<GuestState> {
+        self.leading.as_ref()?.reported_state(guest)
     }
 
     /// On the leader, what was seen of the guests' and hosts' use of resources.
@@ -361,19 +371,7 @@ impl Brain {
                     }
                 }
             }
-            Message::Start(order) => {
-                let Some(inventory) = &self.inventory else {
-                    return;
-                };
-                let may_act = self.hold.is_live(now_us);
-                let me = (&self.me, may_act);
-                match self.member.ordered(now_us, me, inventory, from, order) {
-                    Ok(start) => actions.extend(start),
-                    Err(refusal) => {
-                        self.send_or_take(from.clone(), Message::Started(refusal), actions);
-                    }
-                }
-            }
+            Message::Start(order) => self.take_start(from, order, actions),
             Message::Move(order) => match self.member.ordered_move(from, &order) {
                 Ok(migrate) => actions.extend(migrate),
                 Err(refusal) => {

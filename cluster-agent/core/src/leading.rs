@@ -12,8 +12,8 @@ use crate::event::{Action, Level, Record};
 use crate::failover::{Decision, Failover, Situation};
 use crate::health::{HostState, Peer};
 use crate::messages::{
-    Holder, Incarnation, LeaseSeen, Message, MoveAnswer, MoveOrder, MoveOutcome, ReleaseOrder,
-    Report, StartAnswer, StartOrder, StartOutcome,
+    GuestState, Holder, Incarnation, LeaseSeen, Message, MoveAnswer, MoveOrder, MoveOutcome,
+    ReleaseOrder, Report, StartAnswer, StartOrder, StartOutcome,
 };
 use crate::model::{Cluster, Desired, GuestId, Host, HostId, HostMode};
 use crate::moves::Orders;
@@ -86,6 +86,11 @@ impl Leading {
     /// The cluster as it is.
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
+    }
+
+    /// What a guest's host last said that the guest does.
+    pub fn reported_state(&self, guest: &str) -> Option<GuestState> {
+        Some(self.owners.get(guest)?.report.as_ref()?.state)
     }
 
     /// What was seen of its use.

@@ -4,6 +4,7 @@
 //! MiB. All arithmetic is on integers so that every host computes the same answer.
 
 use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
 use alloc::string::String;
 use core::fmt;
 
@@ -62,14 +63,22 @@ impl fmt::Display for Resources {
     /// As people say it: `2.5 cores and 4 GiB`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (cores, rest) = (self.mcpu / 1000, self.mcpu % 1000 / 100);
-        match rest {
-            0 => write!(f, "{cores} cores and ")?,
+        match (cores, rest) {
+            (1, 0) => f.write_str("1 core and ")?,
+            (_, 0) => write!(f, "{cores} cores and ")?,
             _ => write!(f, "{cores}.{rest} cores and ")?,
         }
+        f.write_str(&self.memory_words())
+    }
+}
+
+impl Resources {
+    /// The memory alone, as people say it.
+    pub fn memory_words(self) -> String {
         match (self.memory_mib / 1024, self.memory_mib % 1024 * 10 / 1024) {
-            (0, _) => write!(f, "{} MiB", self.memory_mib),
-            (gib, 0) => write!(f, "{gib} GiB"),
-            (gib, tenth) => write!(f, "{gib}.{tenth} GiB"),
+            (0, _) => format!("{} MiB", self.memory_mib),
+            (gib, 0) => format!("{gib} GiB"),
+            (gib, tenth) => format!("{gib}.{tenth} GiB"),
         }
     }
 }

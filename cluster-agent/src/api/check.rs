@@ -21,7 +21,7 @@ pub fn check(store: &Datastore, name: &str, file: &GuestFile) -> Result<(), Refu
         other => other.into(),
     })?;
     let spec = file
-        .spec(name, &image_dir, |disk| disk.into())
+        .spec(name, &image_dir, None, |disk| disk.into())
         .map_err(bad)?;
     spec.validate().map_err(|error| bad(error.to_string()))?;
     let limit = u64::from(file.cpus) * 1000;

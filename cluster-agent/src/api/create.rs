@@ -61,6 +61,7 @@ pub fn create(store: &Datastore, wish: &CreateGuest) -> Result<(), Refused> {
         image: wish.image.clone(),
         cpus: wish.cpus,
         memory_mib: wish.memory_mib,
+        cpu: wish.cpu,
         cmdline: wish.cmdline.clone(),
         after: wish.after.clone(),
         disks: disk.iter().map(|(_, disk)| disk.clone()).collect(),

@@ -167,10 +167,12 @@ impl Change {
         let (before, after) = (&self.before, &self.after);
         let machine = before.cpus != after.cpus
             || before.memory_mib != after.memory_mib
-            || before.cmdline != after.cmdline;
+            || before.cmdline != after.cmdline
+            || before.cpu != after.cpu;
         let mut others = after.clone();
         others.cpus = before.cpus;
         others.memory_mib = before.memory_mib;
+        others.cpu = before.cpu;
         others.cmdline.clone_from(&before.cmdline);
         let rest = others != *before;
         match (&self.host, machine, rest) {
@@ -192,6 +194,7 @@ fn apply(file: &GuestFile, wish: &EditGuest) -> GuestFile {
     let mut file = file.clone();
     file.cpus = wish.cpus.unwrap_or(file.cpus);
     file.memory_mib = wish.memory_mib.unwrap_or(file.memory_mib);
+    file.cpu = wish.cpu.unwrap_or(file.cpu);
     if let Some(cmdline) = &wish.cmdline {
         file.cmdline = Some(cmdline.clone()).filter(|text| !text.is_empty());
     }
@@ -211,6 +214,7 @@ mod tests {
     use storage_core::timing::Timing;
 
     use super::*;
+    use crate::guest_file::CpuModel;
 
     fn store(dir: &std::path::Path) -> Datastore {
         let store = Datastore::create(dir, &ClusterFile::new("test", Timing::default())).unwrap();
@@ -229,6 +233,7 @@ mod tests {
                 image: "tiny".to_owned(),
                 cpus: 1,
                 memory_mib: 64,
+                cpu: CpuModel::Cluster,
                 cmdline: None,
                 after: [].into(),
                 disks: vec![],

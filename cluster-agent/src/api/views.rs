@@ -7,6 +7,8 @@ use cluster_core::model::{Desired, GuestId, HostId, Priority, Readiness, Resourc
 use cluster_core::observation::GuestRates;
 use serde::{Deserialize, Serialize};
 
+use crate::guest_file::CpuModel;
+
 /// The whole cluster on one screen.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterView {
@@ -72,6 +74,9 @@ pub struct HostView {
     pub guests: u64,
     /// Version of its agent.
     pub version: String,
+    /// Processor features that all other hosts have and it has not: guests do without them.
+    #[serde(default)]
+    pub cpu_lacks: Vec<String>,
 }
 
 /// A guest.
@@ -136,6 +141,9 @@ pub struct CreateGuest {
     /// How its disk is made from the image's.
     #[serde(default)]
     pub disk_from: DiskFrom,
+    /// What its processors can do.
+    #[serde(default)]
+    pub cpu: CpuModel,
     /// Kernel command line instead of the image's.
     pub cmdline: Option<String>,
     /// Order of restart.
@@ -163,6 +171,8 @@ pub struct EditGuest {
     pub cpus: Option<u32>,
     /// Memory, in MiB, from its next start.
     pub memory_mib: Option<u64>,
+    /// What its processors can do, from its next start.
+    pub cpu: Option<CpuModel>,
     /// Kernel command line, from its next start; empty: the image's.
     pub cmdline: Option<String>,
     /// Order of restart.

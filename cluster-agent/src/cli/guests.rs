@@ -13,6 +13,7 @@ use super::run::{Agent, CliError, print, print_json};
 use super::table::memory;
 use crate::api::edit::GuestSettings;
 use crate::api::views::{CloneGuest, CreateGuest, DiskFrom, EditGuest};
+use crate::guest_file::CpuModel;
 
 /// Longest wait for another guest that can be asked for, in seconds.
 const DELAY_S_MAX: u64 = 3600;
@@ -34,6 +35,10 @@ pub struct CreateArguments {
     /// Copy the image's disk instead of building on it.
     #[arg(long)]
     pub copy: bool,
+    /// What its processors can do: what all hosts have, so that it can move to any, or all that
+    /// the host has on which it starts.
+    #[arg(long, value_enum, default_value_t = CpuName::Cluster)]
+    pub cpu: CpuName,
     /// Kernel command line instead of the image's.
     #[arg(long)]
     pub cmdline: Option<String>,
@@ -66,6 +71,9 @@ pub struct EditArguments {
     /// Memory, from its next start: a number with M or G.
     #[arg(long, value_parser = parse_memory)]
     memory: Option<u64>,
+    /// What its processors can do, from its next start.
+    #[arg(long, value_enum)]
+    cpu: Option<CpuName>,
     /// Kernel command line, from its next start; an empty one means the image's.
     #[arg(long)]
     cmdline: Option<String>,
@@ -104,6 +112,24 @@ pub struct CloneArguments {
 
 /// What a guest waits for.
 pub type Dependency = (String, Readiness);
+
+/// The names of [`CpuModel`].
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum CpuName {
+    /// What all hosts of the cluster have.
+    Cluster,
+    /// All that the host has on which it starts.
+    Host,
+}
+
+impl From<CpuName> for CpuModel {
+    fn from(name: CpuName) -> Self {
+        match name {
+            CpuName::Cluster => Self::Cluster,
+            CpuName::Host => Self::Host,
+        }
+    }
+}
 
 /// The names of [`Priority`].
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -181,6 +207,7 @@ pub async fn create(agent: &Agent, arguments: CreateArguments) -> Result<(), Cli
         } else {
             DiskFrom::Overlay
         },
+        cpu: arguments.cpu.into(),
         cmdline: arguments.cmdline,
         priority: arguments.priority.into(),
         protected: !arguments.unprotected,
@@ -241,6 +268,7 @@ fn wish(arguments: EditArguments, is: &GuestSettings) -> Result<EditGuest, CliEr
         revision: Some(arguments.revision.unwrap_or(is.revision)),
         cpus: arguments.cpus,
         memory_mib: arguments.memory,
+        cpu: arguments.cpu.map(CpuModel::from),
         cmdline: arguments.cmdline,
         priority: arguments.priority.map(Priority::from),
         protected,
@@ -271,6 +299,7 @@ fn words(guest: &str, is: &GuestSettings) -> String {
         ("image", file.image.clone()),
         ("cpus", file.cpus.to_string()),
         ("memory", memory(file.memory_mib)),
+        ("cpu", format!("{:?}", file.cpu).to_lowercase()),
         (
             "cmdline",
             or(file.cmdline.clone().unwrap_or_default(), "the image's"),

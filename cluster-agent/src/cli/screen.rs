@@ -6,6 +6,7 @@ use cluster_core::dependencies::words;
 
 use super::table::{bar, memory, percent, table};
 use crate::api::views::{BalanceView, ClusterView, Event, GuestView, HostView};
+use crate::baseline;
 
 /// `godwit status`.
 pub fn status(cluster: &ClusterView) -> String {
@@ -29,6 +30,17 @@ pub fn status(cluster: &ClusterView) -> String {
     }
     if let Some(balance) = &cluster.balance {
         let _ = writeln!(out, "balance: {}", balance_words(balance));
+    }
+    for host in cluster
+        .hosts
+        .iter()
+        .filter(|host| !host.cpu_lacks.is_empty())
+    {
+        let (name, lacks) = (&host.name, baseline::named(&host.cpu_lacks));
+        let _ = writeln!(
+            out,
+            "processors: guests do without {lacks}, which {name} lacks"
+        );
     }
     out.push('\n');
     out.push_str(&hosts(&cluster.hosts));

@@ -6,7 +6,7 @@ mod task;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use cluster_core::event::StopHow;
 use cluster_core::messages::LocalGuest;
@@ -16,6 +16,7 @@ use rustls::ClientConfig;
 use shared_storage::{Datastore, Keeper, Watcher};
 use tokio::sync::mpsc;
 use tracing::warn;
+use vmm_core::compat::CpuFeatures;
 
 use crate::driver::Input;
 use crate::network::Bridge;
@@ -41,6 +42,8 @@ pub struct Host {
     pub tls: Arc<ClientConfig>,
     /// Takes the news of guests.
     pub driver: mpsc::Sender<Input>,
+    /// What all hosts' processors can do, as last read.
+    pub baseline: RwLock<Option<CpuFeatures>>,
 }
 
 impl Host {
@@ -57,6 +60,11 @@ impl Host {
     /// Where the serial console of `guest` is.
     pub fn console_socket(&self, guest: &str) -> PathBuf {
         process::console(&self.run_dir(guest))
+    }
+
+    /// What guests that start here get of the processor, if they are to run on every host.
+    fn common_features(&self) -> Option<CpuFeatures> {
+        *self.baseline.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn guests_dir(&self) -> PathBuf {

@@ -69,7 +69,8 @@ fn cluster() -> Value {
             "name": text, "address": text, "health": text, "capacity": reference("Resources"),
             "reserved": reference("Resources"), "demand": reference("Resources"),
             "load_permille": number, "used": or_null(&reference("Resources")),
-            "guests": number, "version": text
+            "guests": number, "version": text,
+            "cpu_lacks": { "type": "array", "items": text }
         })),
         "Guest": object(&json!({
             "name": text, "host": or_null(&text), "state": text,
@@ -106,11 +107,13 @@ fn guests() -> Value {
                 "name": reference("Name"), "image": reference("Name"),
                 "cpus": { "type": "integer", "minimum": 1, "maximum": 64 },
                 "memory_mib": { "type": "integer", "minimum": 1, "maximum": 1 << 20 },
-                "disk_from": { "enum": ["overlay", "copy"] }, "cmdline": or_null(&text),
+                "disk_from": { "enum": ["overlay", "copy"] },
+                "cpu": reference("CpuModel"), "cmdline": or_null(&text),
                 "priority": reference("Priority"), "protected": flag,
                 "reserve_mcpu": reference("Count"), "start": flag, "after": reference("After")
             })
         ),
+        "CpuModel": { "enum": ["cluster", "host"] },
         "After": { "type": "object", "propertyNames": reference("Name"),
             "additionalProperties": { "oneOf": [
                 { "enum": ["running", "heartbeat"] },
@@ -118,7 +121,7 @@ fn guests() -> Value {
             ] } },
         "EditGuest": request(&[], &json!({
             "revision": or_null(&number), "cpus": or_null(&number), "memory_mib": or_null(&number),
-            "cmdline": or_null(&text), "priority": or_null(&reference("Priority")),
+            "cpu": or_null(&reference("CpuModel")), "cmdline": or_null(&text), "priority": or_null(&reference("Priority")),
             "protected": or_null(&flag), "reserve_mcpu": or_null(&number),
             "after": or_null(&reference("After"))
         })),

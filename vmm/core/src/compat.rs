@@ -3,8 +3,10 @@
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt;
+use core::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// One leaf of CPUID (Intel SDM vol. 2, CPUID).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,8 +21,9 @@ pub struct CpuidLeaf {
 
 const REGISTER_NAMES: [&str; 4] = ["EAX", "EBX", "ECX", "EDX"];
 
-/// Registers in which a set bit promises a feature: function, index, register.
-pub const FEATURES: [(u32, u32, usize); 9] = [
+/// Registers in which a set bit promises a feature: function, index, register. In this order
+/// [`CpuFeatures`] are written down; new ones go to the end.
+pub const FEATURES: [(u32, u32, usize); 10] = [
     (1, 0, 2),
     (1, 0, 3),
     (7, 0, 1),
@@ -30,6 +33,8 @@ pub const FEATURES: [(u32, u32, usize); 9] = [
     (0xd, 1, 0),
     (0x8000_0001, 0, 2),
     (0x8000_0001, 0, 3),
+    // What XSAVE can save: a guest that has more cannot be restored.
+    (0xd, 0, 0),
 ];
 
 /// Bits that say how the machine is set up now, not what it can do: OSXSAVE and the
@@ -61,28 +66,102 @@ const NAMES: [(u32, usize, u32, &str); 20] = [
     (7, 1, 31, "avx512vl"),
 ];
 
+/// What a processor can do: the feature bits of [`FEATURES`], in their order. Written as
+/// hexadecimal words joined by `-`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CpuFeatures([u32; FEATURES.len()]);
+
+impl CpuFeatures {
+    /// Those that CPUID tells of.
+    pub fn of(leaves: &[CpuidLeaf]) -> Self {
+        Self(FEATURES.map(|(function, index, register)| {
+            let leaf = leaves
+                .iter()
+                .find(|leaf| (leaf.function, leaf.index) == (function, index));
+            let bits = leaf.map_or(0, |leaf| leaf.registers[register]);
+            bits & !not_features(function, index, register)
+        }))
+    }
+
+    /// Those that both have.
+    #[must_use]
+    pub fn common(self, other: Self) -> Self {
+        Self(core::array::from_fn(|n| self.0[n] & other.0[n]))
+    }
+
+    /// Those that either has.
+    #[must_use]
+    pub fn any(self, other: Self) -> Self {
+        Self(core::array::from_fn(|n| self.0[n] | other.0[n]))
+    }
+
+    /// Those that `here` lacks, by name.
+    pub fn missing(self, here: Self) -> Vec<String> {
+        let mut missing = Vec::new();
+        for (n, (function, index, register)) in FEATURES.into_iter().enumerate() {
+            let lacks = self.0[n] & !here.0[n];
+            let bits = (0..32).filter(|bit| lacks >> bit & 1 == 1);
+            missing.extend(bits.map(|bit| name(function, index, register, bit)));
+        }
+        missing
+    }
+
+    /// The bits of each register of [`FEATURES`], in their order.
+    pub fn registers(self) -> [u32; FEATURES.len()] {
+        self.0
+    }
+}
+
+impl fmt::Display for CpuFeatures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words: Vec<String> = self.0.iter().map(|word| format!("{word:x}")).collect();
+        f.write_str(&words.join("-"))
+    }
+}
+
+/// Text that is not [`CpuFeatures`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is no set of processor features, which has {count} hexadecimal words joined by -; \
+     `vmm cpu-features` prints this host's",
+    count = FEATURES.len()
+)]
+pub struct NotCpuFeatures(String);
+
+impl FromStr for CpuFeatures {
+    type Err = NotCpuFeatures;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let words = text.split('-').map(|word| u32::from_str_radix(word, 16));
+        let words: Result<Vec<u32>, _> = words.collect();
+        let words = words.ok().and_then(|words| words.try_into().ok());
+        words.map(Self).ok_or_else(|| NotCpuFeatures(text.into()))
+    }
+}
+
+impl Serialize for CpuFeatures {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for CpuFeatures {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+fn not_features(function: u32, index: u32, register: usize) -> u32 {
+    let known = NOT_FEATURES
+        .iter()
+        .find(|(f, r, _)| *f == function && *r == register && index == 0);
+    known.map_or(0, |(.., bits)| *bits)
+}
+
 /// The processor features that the guest was shown and this host does not have.
 pub fn missing_features(shown: &[CpuidLeaf], here: &[CpuidLeaf]) -> Vec<String> {
-    let register = |leaves: &[CpuidLeaf], function, index, register: usize| {
-        let leaf = leaves
-            .iter()
-            .find(|leaf| leaf.function == function && leaf.index == index);
-        leaf.map_or(0, |leaf| leaf.registers[register])
-    };
-    let mut missing = Vec::new();
-    for (function, index, which) in FEATURES {
-        let not_features = NOT_FEATURES
-            .iter()
-            .find(|(f, r, _)| *f == function && *r == which && index == 0)
-            .map_or(0, |(.., bits)| *bits);
-        let lacks = register(shown, function, index, which)
-            & !register(here, function, index, which)
-            & !not_features;
-        for bit in (0..32).filter(|bit| lacks >> bit & 1 == 1) {
-            missing.push(name(function, index, which, bit));
-        }
-    }
-    missing
+    CpuFeatures::of(shown).missing(CpuFeatures::of(here))
 }
 
 fn name(function: u32, index: u32, register: usize, bit: u32) -> String {
@@ -125,7 +204,32 @@ mod tests {
         assert_eq!(missing, vec!["CPUID 0x1.0 EDX bit 25", "avx512f"]);
     }
 
+    #[test]
+    fn features_are_written_and_read_again_and_nothing_else_is_taken_for_them() {
+        let features = CpuFeatures::of(&[leaf(7, [0, 1 << 5 | 1 << 16, 0, 0])]);
+        let text = format!("{features}");
+        assert_eq!(text, "0-0-10020-0-0-0-0-0-0-0");
+        assert_eq!(text.parse(), Ok(features));
+        for wrong in [
+            "",
+            "0-0",
+            "0-0-0-0-0-0-0-0-0-avx",
+            "0-0-0-0-0-0-0-0-0-100000000",
+        ] {
+            let error = wrong.parse::<CpuFeatures>().unwrap_err();
+            assert!(format!("{error}").contains("vmm cpu-features"), "{error}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn both_hosts_have_what_is_common_and_nothing_more_could_be(a: [u32; 10], b: [u32; 10]) {
+            let (a, b) = (CpuFeatures(a), CpuFeatures(b));
+            let common = a.common(b);
+            prop_assert!(common.missing(a).is_empty() && common.missing(b).is_empty());
+            prop_assert_eq!(a.missing(common), a.missing(b));
+        }
+
         #[test]
         fn a_host_can_run_its_own_guests_and_those_of_a_lesser_one(bits: [u32; 4], fewer: [u32; 4]) {
             let here = [leaf(1, bits), leaf(7, bits)];

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
+use crate::compat::CpuFeatures;
 use crate::mac::Mac;
 
 /// Most virtual processors of a guest; their APIC ids fit the 8 bits of the MADT entries.
@@ -39,6 +40,9 @@ pub struct Spec {
     /// Kernel command line.
     #[serde(default)]
     pub cmdline: String,
+    /// The most that its processors may be able to do; all that the host can when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_features: Option<CpuFeatures>,
     /// Back its memory with huge pages reserved by the host's administrator.
     #[serde(default)]
     pub hugepages: bool,
@@ -208,6 +212,7 @@ mod tests {
             kernel: "vmlinuz".to_string(),
             initramfs: None,
             cmdline: "console=ttyS0".to_string(),
+            cpu_features: None,
             hugepages: false,
             disks: vec![],
             nets: vec![],

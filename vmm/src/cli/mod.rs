@@ -13,9 +13,12 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
+use vmm_core::compat::CpuFeatures;
 use vmm_core::lifecycle::Ending;
 
 use crate::drive::say;
+use crate::error::one_line;
+use crate::vcpu::cpuid;
 
 /// Runs one guest on Linux KVM.
 #[derive(Debug, Parser)]
@@ -46,6 +49,8 @@ enum Verb {
     Ctl(ctl::Arguments),
     /// Examine this host: what will work, what will not, and what helps.
     Check,
+    /// Print what guests' processors can do on this host, for `vmm run --cpu-features`.
+    CpuFeatures,
     /// Print the description of the control API (OpenAPI 3.1).
     Openapi,
     /// Move a running guest to the VMM that waits for it on another host.
@@ -67,6 +72,7 @@ pub fn main() -> ExitCode {
         Verb::Run(arguments) => run::main(*arguments),
         Verb::Ctl(arguments) => ctl::main(&arguments).map(|()| Ending::PoweredOff),
         Verb::Check => check::main().map(|()| Ending::PoweredOff),
+        Verb::CpuFeatures => cpu_features().map(|()| Ending::PoweredOff),
         Verb::Openapi => {
             print!("{}", crate::api::document());
             Ok(Ending::PoweredOff)
@@ -120,6 +126,14 @@ fn start_log() {
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
+}
+
+fn cpu_features() -> Result<(), String> {
+    let kvm = crate::kvm::open().map_err(|error| one_line(&error))?;
+    let supported = cpuid::supported(&kvm).map_err(|error| one_line(&error))?;
+    let shown = cpuid::of_processor(&supported, 0, 1, &[]);
+    println!("{}", CpuFeatures::of(&cpuid::leaves(shown.as_slice())));
+    Ok(())
 }
 
 #[cfg(test)]

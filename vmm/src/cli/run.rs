@@ -8,6 +8,7 @@ use std::sync::mpsc;
 use clap::Args;
 use shared_storage::gate::AlwaysOpen;
 use shared_storage::{StoreError, fence};
+use vmm_core::compat::CpuFeatures;
 use vmm_core::lifecycle::Ending;
 use vmm_core::spec::{DiskSpec, NetSpec, Spec};
 
@@ -19,6 +20,7 @@ use crate::error::{one_line, with_remedy};
 use crate::guest::{Guest, Parts};
 use crate::lease::{Lease, LeaseFlags};
 use crate::machine::{Backends, DiskAccess};
+use crate::vcpu::cpuid;
 
 /// Settings that make a spec by themselves; with a file they would contradict it.
 #[derive(Debug, Args)]
@@ -45,6 +47,10 @@ pub struct SpecFlags {
     /// Take memory from the huge pages that the host has reserved.
     #[arg(long)]
     hugepages: bool,
+    /// The most that its processors may be able to do, as `vmm cpu-features` prints it; all
+    /// that this host can when absent
+    #[arg(long, value_name = "FEATURES")]
+    cpu_features: Option<CpuFeatures>,
     /// A disk: path=...,format=raw|qcow2,readonly=on|off,direct=on|off
     #[arg(long = "disk", value_parser = options::disk, value_name = "SETTINGS")]
     disks: Vec<DiskSpec>,
@@ -111,11 +117,12 @@ pub fn main(arguments: Arguments) -> Result<Ending, String> {
     let door = door.transpose().map_err(|error| one_line(&error))?;
     let kvm = crate::kvm::open().map_err(|error| one_line(&error))?;
     let backends = Backends::open(&spec, console, &access).map_err(|error| one_line(&error))?;
+    let masks = spec.cpu_features.map(cpuid::masks).unwrap_or_default();
     let guest = Guest::boot(Parts {
         kvm,
         spec,
         backends,
-        masks: Vec::new(),
+        masks,
         notices,
         epoch: None,
     });
@@ -176,6 +183,7 @@ impl SpecFlags {
             kernel,
             initramfs: self.initramfs,
             cmdline: self.cmdline.unwrap_or_default(),
+            cpu_features: self.cpu_features,
             hugepages: self.hugepages,
             disks: self.disks,
             nets: self.nets,

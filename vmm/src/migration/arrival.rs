@@ -10,7 +10,7 @@ use shared_storage::gate::{Gate, Shut};
 use shared_storage::image::ImageIdentity;
 use shared_storage::lease::{LeaseGate, LeaseRecord};
 use storage_core::record::Holder;
-use vmm_core::compat::{CpuidLeaf, missing_features};
+use vmm_core::compat::{CpuFeatures, CpuidLeaf, missing_features};
 use vmm_core::spec::Spec;
 
 use super::target::TargetGuest;
@@ -91,7 +91,7 @@ impl Arrival {
             backends: backends.map_err(|error| one_line(&error))?,
             spec,
             // A reboot here shows the guest no more than it has seen so far.
-            masks: cpuid::masks(shown),
+            masks: cpuid::masks(CpuFeatures::of(shown)),
             notices: self.notices.clone(),
             epoch: None,
         })

@@ -4,7 +4,7 @@
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::Kvm;
 use serde::{Deserialize, Serialize};
-use vmm_core::compat::{CpuidLeaf, FEATURES};
+use vmm_core::compat::{CpuFeatures, CpuidLeaf, FEATURES};
 
 use crate::kvm::KvmError;
 
@@ -59,27 +59,23 @@ pub fn leaves(entries: &[kvm_cpuid_entry2]) -> Vec<CpuidLeaf> {
     leaves.collect()
 }
 
-/// What cuts a host's features down to those in `shown`.
-pub fn masks(shown: &[CpuidLeaf]) -> Vec<LeafMask> {
+/// What cuts a host's features down to `features`.
+pub fn masks(features: CpuFeatures) -> Vec<LeafMask> {
     let mut masks: Vec<LeafMask> = Vec::new();
-    for (function, index, register) in FEATURES {
-        let leaf = shown
-            .iter()
-            .find(|leaf| (leaf.function, leaf.index) == (function, index));
-        let features = leaf.map_or(0, |leaf| leaf.registers[register]);
-        match masks.last_mut() {
-            Some(mask) if (mask.function, mask.index) == (function, index) => {
-                mask.keep[register] = features;
-            }
-            _ => {
-                let mut keep = [u32::MAX; 4];
-                keep[register] = features;
-                masks.push(LeafMask {
-                    function,
-                    index,
-                    keep,
-                });
-            }
+    for ((function, index, register), bits) in FEATURES.into_iter().zip(features.registers()) {
+        let known = masks
+            .iter_mut()
+            .find(|mask| (mask.function, mask.index) == (function, index));
+        if let Some(mask) = known {
+            mask.keep[register] = bits;
+        } else {
+            let mut keep = [u32::MAX; 4];
+            keep[register] = bits;
+            masks.push(LeafMask {
+                function,
+                index,
+                keep,
+            });
         }
     }
     masks
@@ -250,7 +246,7 @@ mod tests {
             keep: [1, 0xf0, 0, 5],
         };
         let shown = leaves(of_processor(&supported, 0, 1, &[lesser]).as_slice());
-        let again = of_processor(&supported, 0, 1, &masks(&shown));
+        let again = of_processor(&supported, 0, 1, &masks(CpuFeatures::of(&shown)));
         let seven = find(&again, 7, 0);
         assert_eq!([seven.ebx, seven.ecx, seven.edx], [0xf0, 0, 5]);
         assert!(missing_features(&leaves(again.as_slice()), &shown).is_empty());

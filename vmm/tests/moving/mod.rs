@@ -53,6 +53,7 @@ pub fn boot_probe(dir: &Path, settings: &str, cpus: u32, memory_mib: u64) -> Opt
         kernel: kernel.to_string_lossy().into_owned(),
         initramfs: None,
         cmdline: format!("cpus={cpus} {settings}"),
+        cpu_features: None,
         hugepages: false,
         disks: vec![],
         nets: vec![],

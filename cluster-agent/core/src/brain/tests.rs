@@ -5,7 +5,7 @@ use alloc::boxed::Box;
 use storage_core::record::HeartbeatRecord;
 
 use super::*;
-use crate::messages::{Beat, GuestState, Holder, LocalGuest, StartOutcome};
+use crate::messages::{Beat, GuestState, Holder, LocalGuest, StartOrder, StartOutcome};
 use crate::model::{Desired, Guest, Resources};
 use crate::settings::HostEntry;
 
@@ -178,7 +178,7 @@ fn a_stale_leader_is_not_obeyed() {
     brain.step(0, Event::LeaderLease(held(5, "a", 7)));
     let order = |leader_epoch| Event::Received {
         from: "a".into(),
-        message: Message::Start(crate::messages::StartOrder {
+        message: Message::Start(StartOrder {
             guest: "web".into(),
             leader_epoch,
             from_epoch: 3,
@@ -209,7 +209,7 @@ fn a_guest_ordered_to_start_is_not_stopped_by_an_old_reading() {
     brain.step(0, Event::Inventory(old));
     brain.step(0, Event::Hold(Hold::new(1 << 40, 1)));
     brain.step(0, Event::LeaderLease(held(5, "a", 7)));
-    let order = crate::messages::StartOrder {
+    let order = StartOrder {
         guest: "web".into(),
         leader_epoch: 5,
         from_epoch: 3,
@@ -424,4 +424,47 @@ fn a_leader_that_is_emptied_hands_the_lead_over_and_then_leaves() {
     assert!(last.leads() && !leaves(&last.step(2, Event::Tick)));
     told(&mut last, 3, &["a"], |a| a.leaving = true);
     assert!(leaves(&last.step(2_000_000, Event::Tick)));
+}
+
+fn start_order(guest: &str) -> Event {
+    Event::Received {
+        from: "b".into(),
+        message: Message::Start(StartOrder {
+            guest: guest.into(),
+            leader_epoch: 1,
+            from_epoch: 0,
+            because: "it shall run".into(),
+        }),
+    }
+}
+
+#[test]
+fn an_order_waits_for_the_spec_that_the_leader_has_read_before_this_host() {
+    let mut brain = Brain::new("a".into(), Incarnation([7; 16]));
+    brain.step(0, inventory(&["a", "b"], &[]));
+    brain.step(0, Event::Hold(Hold::new(1 << 40, 1)));
+    assert_eq!(starts(&brain.step(10 * MS, start_order("web"))), 0);
+    assert_eq!(starts(&brain.step(500 * MS, Event::Tick)), 0);
+    let read = brain.step(900 * MS, inventory(&["a", "b"], &["web"]));
+    assert_eq!(starts(&read), 1, "{read:?}");
+    assert_eq!(starts(&brain.step(1000 * MS, Event::Tick)), 0);
+}
+
+#[test]
+fn an_order_whose_spec_does_not_come_is_refused() {
+    let mut brain = Brain::new("a".into(), Incarnation([7; 16]));
+    brain.step(0, inventory(&["a", "b"], &[]));
+    brain.step(0, Event::Hold(Hold::new(1 << 40, 1)));
+    brain.step(10 * MS, start_order("web"));
+    let late = brain.step(4000 * MS, Event::Tick);
+    let refused = |action: &Action| {
+        matches!(action, Action::Send { message: Message::Started(answer), .. }
+            if matches!(answer.outcome, StartOutcome::Refused { .. }))
+    };
+    assert!(late.iter().any(refused), "{late:?}");
+}
+
+fn starts(actions: &[Action]) -> usize {
+    let is_start = |action: &&Action| matches!(action, Action::Start { .. });
+    actions.iter().filter(is_start).count()
 }

@@ -73,7 +73,7 @@ pub(super) fn prepare(host: &Host, guest: &str, run_dir: &Path) -> Result<(), St
     let file = dir.spec::<GuestFile>().map_err(|e| text(&e))?.spec;
     let image_dir = host.store.image_dir(&file.image).map_err(|e| text(&e))?;
     let disk_path = |name: &str| dir.disk(name).unwrap_or_else(|_| dir.path().join(name));
-    let spec = file.spec(guest, &image_dir, disk_path)?;
+    let spec = file.spec(guest, &image_dir, host.common_features(), disk_path)?;
     for net in &spec.nets {
         host.bridge.attach_tap(&net.tap).map_err(|e| text(&e))?;
     }

@@ -11,9 +11,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use axum::Router;
 use axum::extract::{self, State};
 use axum::routing::post;
-use axum::{Json, Router};
 use cluster_core::model::Desired;
 use hyper::StatusCode;
 use shared_storage::image::{self, DiskOptions, Made};
@@ -27,6 +27,7 @@ use super::routes::{Answer, Api, Refused, no_guest, said};
 use super::views::CloneGuest;
 use crate::guest_file::{GuestDisk, GuestFile};
 use crate::guests::Host;
+use crate::http::wish::Wish;
 
 /// One file operation of the lease may take so long.
 const STORAGE_LIMIT: Duration = Duration::from_secs(10);
@@ -41,7 +42,7 @@ pub fn public() -> Router<Arc<Api>> {
 async fn clone_guest(
     State(api): State<Arc<Api>>,
     extract::Path(guest): extract::Path<String>,
-    Json(wish): Json<CloneGuest>,
+    Wish(wish): Wish<CloneGuest>,
 ) -> Answer {
     let host = api.host.clone();
     let began = Instant::now();

@@ -16,6 +16,7 @@ use super::views::EditGuest;
 use crate::admission;
 use crate::driver::Input;
 use crate::guest_file::GuestFile;
+use crate::http::wish::Wish;
 
 /// `GET /v1/guests/{guest}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,7 +55,7 @@ async fn show(
 async fn edit(
     State(api): State<Arc<Api>>,
     Path(guest): Path<String>,
-    Json(wish): Json<EditGuest>,
+    Wish(wish): Wish<EditGuest>,
 ) -> Answer {
     let view = api.view().await?;
     let host = view.guests.into_iter().find(|one| one.name == guest);

@@ -28,6 +28,7 @@ use crate::guests::Host;
 use crate::history;
 use crate::http::BODY_BYTES_MAX;
 use crate::http::client::{CallError, Client, Endpoint, Refusal};
+use crate::http::wish::Wish;
 use crate::leaving;
 use crate::mail::{Letter, MAIL_PATH};
 use crate::maintenance;
@@ -341,7 +342,7 @@ async fn images(State(api): State<Arc<Api>>) -> Result<Json<Vec<String>>, Refuse
 
 #[derive(Deserialize)]
 struct HowMany {
-    count: Option<usize>,
+    count: Option<u32>,
     about: Option<String>,
 }
 
@@ -349,7 +350,10 @@ async fn events(
     State(api): State<Arc<Api>>,
     Query(query): Query<HowMany>,
 ) -> Result<Json<Vec<Event>>, Refused> {
-    let count = query.count.unwrap_or(EVENTS_DEFAULT).min(EVENTS_MAX);
+    let count = query
+        .count
+        .map_or(EVENTS_DEFAULT, |count| count as usize)
+        .min(EVENTS_MAX);
     let read = move |store: &Datastore| {
         history::read_all(&store.root().join("hosts"), query.about.as_deref(), count)
             .map_err(|e| Refused(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))
@@ -357,7 +361,7 @@ async fn events(
     api.on_store(read).await.map(Json)
 }
 
-async fn create_guest(State(api): State<Arc<Api>>, Json(wish): Json<CreateGuest>) -> Answer {
+async fn create_guest(State(api): State<Arc<Api>>, Wish(wish): Wish<CreateGuest>) -> Answer {
     let (name, wanted) = (wish.name.clone(), wish.start);
     api.on_store(move |store| create::create(store, &wish))
         .await?;
@@ -407,7 +411,7 @@ async fn start_guest(api: &Arc<Api>, guest: &str) -> Answer {
 async fn stop(
     State(api): State<Arc<Api>>,
     Path(guest): Path<String>,
-    Json(how): Json<StopGuest>,
+    Wish(how): Wish<StopGuest>,
 ) -> Answer {
     let change = move |file: &mut GuestFile| {
         file.desired = Desired::Stopped;

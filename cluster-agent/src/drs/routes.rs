@@ -10,6 +10,7 @@ use hyper::{Method, StatusCode};
 
 use super::view::{ChangeDrs, ChangeGuestDrs, DrsView};
 use crate::api::routes::{Answer, Api, Refused, said};
+use crate::http::wish::Wish;
 use crate::policy::Policy;
 
 /// What people and scripts may ask.
@@ -66,7 +67,7 @@ async fn apply_here(State(api): State<Arc<Api>>, Json(numbers): Json<Vec<u64>>) 
         .map_err(|why| Refused(StatusCode::CONFLICT, why))
 }
 
-async fn set(State(api): State<Arc<Api>>, Json(change): Json<ChangeDrs>) -> Answer {
+async fn set(State(api): State<Arc<Api>>, Wish(change): Wish<ChangeDrs>) -> Answer {
     let bad = |why| Refused(StatusCode::BAD_REQUEST, why);
     let now = api
         .on_store(move |store| {
@@ -88,7 +89,7 @@ async fn set(State(api): State<Arc<Api>>, Json(change): Json<ChangeDrs>) -> Answ
 async fn set_guest(
     State(api): State<Arc<Api>>,
     Path(guest): Path<String>,
-    Json(wish): Json<ChangeGuestDrs>,
+    Wish(wish): Wish<ChangeGuestDrs>,
 ) -> Answer {
     let words = match (wish.movable, wish.automation) {
         (false, _) => format!("{guest} is not moved by itself any more"),

@@ -7,6 +7,7 @@ pub mod connection;
 pub mod gate;
 pub mod refusals;
 pub mod server;
+pub mod wish;
 
 /// Largest body that is read from anybody, in bytes.
 pub const BODY_BYTES_MAX: usize = 8 << 20;

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::forget::forget;
 use crate::api::routes::{Answer, Api, Refused, Said, said};
+use crate::http::wish::Wish;
 use crate::maintenance::routes::{Maintain, verdict};
 use crate::policy::Policy;
 
@@ -45,21 +46,21 @@ pub fn member() -> Router<Arc<Api>> {
 async fn leave(
     State(api): State<Arc<Api>>,
     Path(host): Path<HostId>,
-    Json(wish): Json<Leave>,
+    Wish(wish): Wish<Leave>,
 ) -> Answer {
     if let Some(leader) = api.other_leader() {
         let path = format!("/member/hosts/{host}/leave");
         let answer: Said = leader.call(Method::POST, &path, Some(&wish)).await?;
         return Ok(Json(answer));
     }
-    leave_here(State(api), Path(host), Json(wish)).await
+    leave_here(State(api), Path(host), Wish(wish)).await
 }
 
 /// Only the leader knows whether the cluster can do without.
 async fn leave_here(
     State(api): State<Arc<Api>>,
     Path(host): Path<HostId>,
-    Json(wish): Json<Leave>,
+    Wish(wish): Wish<Leave>,
 ) -> Answer {
     let name = host.clone();
     let words = api

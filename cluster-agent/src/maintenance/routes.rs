@@ -13,6 +13,7 @@ use hyper::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 
 use crate::api::routes::{Answer, Api, Refused, Said, said};
+use crate::http::wish::Wish;
 use crate::policy::Policy;
 
 /// `POST /v1/hosts/{host}/maintenance`.
@@ -43,21 +44,21 @@ pub fn member() -> Router<Arc<Api>> {
 async fn maintain(
     State(api): State<Arc<Api>>,
     Path(host): Path<HostId>,
-    Json(wish): Json<Maintain>,
+    Wish(wish): Wish<Maintain>,
 ) -> Answer {
     if let Some(leader) = api.other_leader() {
         let path = format!("/member/hosts/{host}/maintenance");
         let answer: Said = leader.call(Method::POST, &path, Some(&wish)).await?;
         return Ok(Json(answer));
     }
-    maintain_here(State(api), Path(host), Json(wish)).await
+    maintain_here(State(api), Path(host), Wish(wish)).await
 }
 
 /// Only the leader knows whether the cluster can do without.
 async fn maintain_here(
     State(api): State<Arc<Api>>,
     Path(host): Path<HostId>,
-    Json(wish): Json<Maintain>,
+    Wish(wish): Wish<Maintain>,
 ) -> Answer {
     let name = host.clone();
     let words = api

@@ -14,6 +14,7 @@ use super::rehearsal;
 use super::view::{Berth, MigrateGuest, MigrationView, OnHost, Ordered, Rehearsed};
 use crate::api::routes::{Api, Refused};
 use crate::driver::Input;
+use crate::http::wish::Wish;
 
 /// What people and scripts may ask.
 pub fn public() -> Router<Arc<Api>> {
@@ -51,7 +52,7 @@ async fn ask<T>(
 async fn migrate(
     State(api): State<Arc<Api>>,
     Path(guest): Path<String>,
-    Json(wish): Json<MigrateGuest>,
+    Wish(wish): Wish<MigrateGuest>,
 ) -> Result<Json<Ordered>, Refused> {
     let picture = api.picture.borrow().clone();
     match picture.leader {
@@ -89,7 +90,7 @@ async fn progress(
 async fn rehearse(
     State(api): State<Arc<Api>>,
     Path(guest): Path<String>,
-    Json(wish): Json<MigrateGuest>,
+    Wish(wish): Wish<MigrateGuest>,
 ) -> Result<Json<Rehearsed>, Refused> {
     if let Some(leader) = api.other_leader() {
         let path = format!("/v1/guests/{guest}/rehearsal");

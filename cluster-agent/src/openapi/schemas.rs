@@ -1,6 +1,7 @@
 //! What goes over the wire. Views say what they always have; more may come with a release.
 
 use serde_json::{Map, Value, json};
+use vmm_core::spec::{CPUS_MAX, MEMORY_MIB_MAX, MEMORY_MIB_MIN};
 
 use super::reference;
 
@@ -105,14 +106,15 @@ fn guests() -> Value {
             &["name", "image", "cpus", "memory_mib", "protected", "start"],
             &json!({
                 "name": reference("Name"), "image": reference("Name"),
-                "cpus": { "type": "integer", "minimum": 1, "maximum": 64 },
-                "memory_mib": { "type": "integer", "minimum": 1, "maximum": 1 << 20 },
+                "cpus": reference("Cpus"), "memory_mib": reference("MemoryMib"),
                 "disk_from": { "enum": ["overlay", "copy"] },
                 "cpu": reference("CpuModel"), "cmdline": or_null(&text),
                 "priority": reference("Priority"), "protected": flag,
                 "reserve_mcpu": reference("Count"), "start": flag, "after": reference("After")
             })
         ),
+        "Cpus": { "type": "integer", "minimum": 1, "maximum": CPUS_MAX },
+        "MemoryMib": { "type": "integer", "minimum": MEMORY_MIB_MIN, "maximum": MEMORY_MIB_MAX },
         "CpuModel": { "enum": ["cluster", "host"] },
         "After": { "type": "object", "propertyNames": reference("Name"),
             "additionalProperties": { "oneOf": [
@@ -120,9 +122,10 @@ fn guests() -> Value {
                 request(&["delay-ms"], &json!({ "delay-ms": reference("Count") })),
             ] } },
         "EditGuest": request(&[], &json!({
-            "revision": or_null(&number), "cpus": or_null(&number), "memory_mib": or_null(&number),
+            "revision": or_null(&number), "cpus": or_null(&reference("Cpus")),
+            "memory_mib": or_null(&reference("MemoryMib")),
             "cpu": or_null(&reference("CpuModel")), "cmdline": or_null(&text), "priority": or_null(&reference("Priority")),
-            "protected": or_null(&flag), "reserve_mcpu": or_null(&number),
+            "protected": or_null(&flag), "reserve_mcpu": or_null(&reference("Count")),
             "after": or_null(&reference("After"))
         })),
         "GuestSettings": object(&json!({ "revision": number, "settings": { "type": "object" } })),
@@ -146,7 +149,14 @@ fn balance() -> Value {
     let rule = |kind: &str, mut more: Value| {
         more["kind"] = json!({ "const": kind });
         more["guests"] = guests.clone();
-        object(&more)
+        let all: Vec<String> = more
+            .as_object()
+            .into_iter()
+            .flat_map(Map::keys)
+            .cloned()
+            .collect();
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        request(&all, &more)
     };
     json!({
         "Drs": object(&json!({

@@ -15,6 +15,7 @@ use storage_core::name::check_name;
 
 use super::words::sentence;
 use crate::api::routes::{Answer, Api, Refused, Said, said};
+use crate::http::wish::Wish;
 use crate::inventory;
 use crate::policy::Policy;
 
@@ -62,7 +63,7 @@ fn conflict(why: String) -> Refused {
 async fn add(
     State(api): State<Arc<Api>>,
     Path(name): Path<String>,
-    Json(rule): Json<Rule>,
+    Wish(rule): Wish<Rule>,
 ) -> Answer {
     check_name(&name)
         .map_err(|error| Refused(StatusCode::BAD_REQUEST, format!("rule {name}: {error}")))?;
@@ -70,6 +71,7 @@ async fn add(
     let change = move |store: &Datastore| {
         let hosts_and_guests = cluster(store)?;
         Policy::change(store, |policy| {
+            check_meant(policy, &rule)?;
             let found = contradicts(&under(&hosts_and_guests, policy), &name, &rule);
             if !found.is_empty() {
                 return Err(conflict(refusal(&found)));
@@ -81,6 +83,22 @@ async fn add(
     api.on_store(change).await?;
     api.nudge.nudge();
     Ok(said(words))
+}
+
+/// A guest-host rule that says nothing is a slip.
+fn check_meant(policy: &Policy, rule: &Rule) -> Result<(), Refused> {
+    let Rule::GuestsToHosts { guests, group, .. } = rule else {
+        return Ok(());
+    };
+    if guests.is_empty() {
+        return Err(conflict("the rule names no guest".to_owned()));
+    }
+    if !policy.groups.contains_key(group) {
+        let why =
+            format!("there is no group {group}; make it with: godwit rules group {group} HOST...");
+        return Err(conflict(why));
+    }
+    Ok(())
 }
 
 fn refusal(found: &[Contradiction]) -> String {
@@ -155,7 +173,10 @@ fn regroup(
             let why = format!("rule {name} needs group {group}; remove the rule first");
             return Err(conflict(why));
         }
-        policy.groups.remove(group);
+        if policy.groups.remove(group).is_none() {
+            let why = format!("there is no group {group}; `godwit rules list` shows them");
+            return Err(Refused(StatusCode::NOT_FOUND, why));
+        }
         return Ok(());
     }
     let before = cluster_core::rules::contradictions(&under(hosts_and_guests, policy));
@@ -204,20 +225,20 @@ fn under(hosts_and_guests: &Cluster, policy: &Policy) -> Cluster {
 async fn reserve(
     State(api): State<Arc<Api>>,
     Path(guest): Path<String>,
-    Json(wish): Json<Reserve>,
+    Wish(wish): Wish<Reserve>,
 ) -> Answer {
     if let Some(leader) = api.other_leader() {
         let path = format!("/member/guests/{guest}/reservation");
         let answer: Said = leader.call(Method::POST, &path, Some(&wish)).await?;
         return Ok(Json(answer));
     }
-    reserve_here(State(api), Path(guest), Json(wish)).await
+    reserve_here(State(api), Path(guest), Wish(wish)).await
 }
 
 async fn reserve_here(
     State(api): State<Arc<Api>>,
     Path(guest): Path<String>,
-    Json(wish): Json<Reserve>,
+    Wish(wish): Wish<Reserve>,
 ) -> Answer {
     let name = guest.clone();
     let verdict = api

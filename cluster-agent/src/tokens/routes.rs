@@ -14,6 +14,7 @@ use storage_core::name::check_name;
 
 use super::{Token, Tokens, hash, secret};
 use crate::api::routes::{Answer, Api, Refused, said};
+use crate::http::wish::Wish;
 
 /// Where tokens are steered; closed to tokens themselves.
 pub const TOKENS_PATH: &str = "/v1/tokens";
@@ -89,7 +90,7 @@ async fn list(State(api): State<Arc<Api>>) -> Result<Json<Vec<TokenView>>, Refus
 
 async fn create(
     State(api): State<Arc<Api>>,
-    Json(wish): Json<CreateToken>,
+    Wish(wish): Wish<CreateToken>,
 ) -> Result<Json<NewToken>, Refused> {
     let CreateToken { name, read_only } = wish;
     check_name(&name)

@@ -41,6 +41,7 @@ pub const ALL: &[Scenario] = scenarios![
     cluster::a_cut_off_host_is_isolated_and_not_dead,
     cluster::a_guest_migrates_by_one_command,
     migration::a_debian_guest_moves_there_and_back,
+    drs::drs_evens_out_load_and_mends_a_rule_with_one_move,
     drs::drs_maintenance_empties_a_host_and_no_connection_breaks,
     survival::survival_the_leader_dies_with_its_guest_and_comes_back,
     survival::survival_the_last_host_of_three_brings_everything_back,

@@ -24,11 +24,16 @@ packages: ## Install the Debian packages that are missing; the images' recipes n
 bench-packages: packages
 	@$(call install,$(BENCH_PACKAGES))
 
-# Asks dpkg first, so that a machine that has everything needs neither root nor a mirror.
-install = missing=$$(for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
-	[ -z "$$missing" ] || { echo "installing:" $$missing; \
-	$(AS_ROOT) apt-get update -qq && \
-	DEBIAN_FRONTEND=noninteractive $(AS_ROOT) apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }
+# Asks dpkg first, so that a machine that has everything needs neither root nor a mirror. Asks again
+# afterwards: apt may remove a package that came in another version (a backport's qemu-utils makes way for
+# Debian's qemu-system-x86), and then it is missing now.
+missing = $$(for p in $(1); do dpkg-query -W -f '$${Status}\n' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done)
+install = for round in 1 2 3; do missing="$(missing)"; \
+	[ -n "$$missing" ] || break; \
+	[ $$round != 3 ] || { echo "apt-get cannot install all of these together:" $$missing >&2; exit 1; }; \
+	echo "installing:" $$missing; \
+	$(AS_ROOT) apt-get update -qq; \
+	DEBIAN_FRONTEND=noninteractive $(AS_ROOT) apt-get install -y -qq --no-install-recommends $$missing >/dev/null; done
 
 .PHONY: build
 build: packages ## Build everything that ships, in the profile that ships

@@ -10,7 +10,10 @@
 //!
 //! Several parties may want the guest to stand still; it runs while none of them does.
 
-use std::io;
+mod error;
+mod leaving;
+mod phases;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -25,12 +28,16 @@ use crate::counters;
 use crate::events::Events;
 use crate::kvm::DirtyLog;
 use crate::lease::Lease;
-use crate::machine::{Backends, Built, Inspect, MachineError, MachineState, Paused, Running};
-use crate::memory::{self, GuestMemory};
+use crate::machine::{Backends, Built, Inspect, MachineError};
+use crate::memory::GuestMemory;
 use crate::migration::departure::Departures;
 use crate::notice::{Notice, Reports};
 use crate::sampling::Sampler;
 use crate::vcpu::cpuid::LeafMask;
+pub use error::GuestError;
+use leaving::Leaving;
+pub use leaving::Moment;
+use phases::Phase;
 
 /// Who wants the guest to stand still.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,48 +48,6 @@ pub enum Hold {
     Lease,
     /// A migration switches over.
     Migration,
-}
-
-/// A moment in the life of a guest: it is another one once the machine has asked for anything
-/// or was rebuilt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Moment {
-    reports: u64,
-    reboots: u64,
-}
-
-/// Why the guest does not do what was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum GuestError {
-    /// It has ended or moved.
-    #[error("the guest is not here any more")]
-    Gone,
-    /// Only a running guest can do it.
-    #[error("cannot {0}: the guest does not run; resume it first")]
-    NotRunning(&'static str),
-    /// Only a paused guest can do it.
-    #[error("cannot {0}: the guest runs; pause it first")]
-    NotPaused(&'static str),
-    /// Only a machine that has not run can do it.
-    #[error("cannot {0}: the machine has run already")]
-    NotBuilt(&'static str),
-    /// It is between two hosts.
-    #[error("cannot {0}: the guest is switching over to another host; ask again, there or here")]
-    Leaving(&'static str),
-    /// It ends or reboots just now.
-    #[error("the guest reboots or ends just now; try again")]
-    Ending,
-    /// The machine.
-    #[error(transparent)]
-    Machine(#[from] MachineError),
-    /// The operating system.
-    #[error("cannot {act}: {source}")]
-    Io {
-        /// What was to be done.
-        act: &'static str,
-        /// Why not.
-        source: io::Error,
-    },
 }
 
 /// What every machine of this guest is made from.
@@ -101,28 +66,10 @@ pub struct Parts {
     pub epoch: Option<u64>,
 }
 
-enum Phase {
-    Built(Built),
-    Running(Running),
-    Paused(Paused),
-    Gone,
-}
-
 struct Inner {
     phase: Phase,
     holds: Vec<Hold>,
     leaving: Leaving,
-}
-
-/// Whether the guest is between two hosts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Leaving {
-    /// It is ours.
-    No,
-    /// The switch-over is under way: nobody may rebuild or end the machine.
-    Now,
-    /// Another host has it, or may have.
-    Left,
 }
 
 /// The guest.
@@ -247,199 +194,6 @@ impl Guest {
         self.reboots.load(Ordering::Acquire)
     }
 
-    /// Run for the first time.
-    pub fn start(&self) -> Result<(), GuestError> {
-        let mut inner = self.lock();
-        match std::mem::replace(&mut inner.phase, Phase::Gone) {
-            Phase::Built(built) => {
-                inner.phase = Phase::Running(built.start()?);
-                self.events.tell(Happening::State(State::Running));
-                Ok(())
-            }
-            other => {
-                inner.phase = other;
-                Err(GuestError::NotBuilt("start the guest"))
-            }
-        }
-    }
-
-    /// Pour in the state of a guest whose memory has been copied; it is paused afterwards, on
-    /// behalf of [`Hold::Migration`].
-    pub fn arrive(&self, state: MachineState) -> Result<(), GuestError> {
-        let mut inner = self.lock();
-        match std::mem::replace(&mut inner.phase, Phase::Gone) {
-            Phase::Built(built) => {
-                inner.phase = Phase::Paused(built.restore(state)?);
-                inner.holds.push(Hold::Migration);
-                Ok(())
-            }
-            other => {
-                inner.phase = other;
-                Err(GuestError::NotBuilt("pour a state in"))
-            }
-        }
-    }
-
-    /// Make it stand still on behalf of `who`: when this returns nothing touches its memory
-    /// or disks.
-    pub fn hold(&self, who: Hold) -> Result<(), GuestError> {
-        self.hold_locked(&mut self.lock(), who)
-    }
-
-    fn hold_locked(&self, inner: &mut Inner, who: Hold) -> Result<(), GuestError> {
-        match std::mem::replace(&mut inner.phase, Phase::Gone) {
-            Phase::Running(running) => {
-                inner.phase = Phase::Paused(running.pause());
-                self.events.tell(Happening::State(State::Paused));
-            }
-            Phase::Gone => return Err(GuestError::Gone),
-            other => inner.phase = other,
-        }
-        if !inner.holds.contains(&who) {
-            inner.holds.push(who);
-        }
-        Ok(())
-    }
-
-    /// `who` no longer minds that it runs. It runs once nobody minds; says whether it does.
-    pub fn unhold(&self, who: Hold) -> Result<bool, GuestError> {
-        let mut inner = self.lock();
-        inner.holds.retain(|hold| *hold != who);
-        if who == Hold::Migration {
-            inner.leaving = Leaving::No;
-            self.settled.notify_all();
-        }
-        if !inner.holds.is_empty() {
-            return Ok(false);
-        }
-        match std::mem::replace(&mut inner.phase, Phase::Gone) {
-            Phase::Paused(paused) => match paused.resume() {
-                Ok(running) => {
-                    inner.phase = Phase::Running(running);
-                    self.events.tell(Happening::State(State::Running));
-                    Ok(true)
-                }
-                Err(failed) => {
-                    let (paused, error) = *failed;
-                    inner.phase = Phase::Paused(paused);
-                    inner.holds.push(who);
-                    Err(error.into())
-                }
-            },
-            Phase::Gone => Err(GuestError::Gone),
-            other => {
-                let runs = matches!(other, Phase::Running(_));
-                inner.phase = other;
-                Ok(runs)
-            }
-        }
-    }
-
-    /// Does `who` want it to stand still?
-    pub fn is_held_by(&self, who: Hold) -> bool {
-        self.lock().holds.contains(&who)
-    }
-
-    /// What tells a migration at the switch-over whether it may have the guest.
-    pub fn moment(&self) -> Moment {
-        Moment {
-            reports: self.reports.told(),
-            reboots: self.reboots(),
-        }
-    }
-
-    /// Switch over: make it stand still on behalf of [`Hold::Migration`], unless it has asked
-    /// to be reset or switched off `since`. Nobody can end or rebuild the machine from now on
-    /// until [`Guest::unhold`] or [`Guest::left`].
-    pub fn leave(&self, since: Moment) -> Result<(), GuestError> {
-        let mut inner = self.lock();
-        self.hold_locked(&mut inner, Hold::Migration)?;
-        // What the machine said before it stood still has been counted by now.
-        if self.moment() != since {
-            return Err(GuestError::Ending);
-        }
-        inner.leaving = Leaving::Now;
-        Ok(())
-    }
-
-    /// The switch-over is over: another host has the guest, or may have it.
-    pub fn left(&self) {
-        self.lock().leaving = Leaving::Left;
-        self.settled.notify_all();
-    }
-
-    /// Wait until it is not between two hosts; does another host have it, for all we know?
-    pub fn settle(&self) -> bool {
-        let settled = self
-            .settled
-            .wait_while(self.lock(), |inner| inner.leaving == Leaving::Now);
-        settled.unwrap_or_else(PoisonError::into_inner).leaving == Leaving::Left
-    }
-
-    /// An operator wants `notice` acted on, to do `act`.
-    pub fn ask(&self, act: &'static str, notice: Notice) -> Result<(), GuestError> {
-        let inner = self.lock();
-        if inner.leaving == Leaving::Now {
-            return Err(GuestError::Leaving(act));
-        }
-        let told = self.parts.notices.send(notice);
-        told.map_err(|_| GuestError::Gone)
-    }
-
-    /// Copy everything but memory; it must stand still.
-    pub fn save(&self) -> Result<MachineState, GuestError> {
-        match &self.lock().phase {
-            Phase::Paused(paused) => Ok(paused.save()?),
-            Phase::Built(built) => Ok(built.save()?),
-            Phase::Gone => Err(GuestError::Gone),
-            Phase::Running(_) => Err(GuestError::NotPaused("save the guest")),
-        }
-    }
-
-    /// Press the power button; the guest decides what it does.
-    pub fn press_power_button(&self) -> Result<(), GuestError> {
-        let act = "press the power button";
-        match &self.lock().phase {
-            Phase::Running(running) => running
-                .press_power_button()
-                .map_err(|source| GuestError::Io { act, source }),
-            Phase::Gone => Err(GuestError::Gone),
-            _ => Err(GuestError::NotRunning(act)),
-        }
-    }
-
-    /// A fresh machine in place of this one; memory is cleared, disks and taps stay open.
-    /// `between` is called when the old machine has said its last and the new one nothing.
-    pub fn reboot(&self, between: impl FnOnce()) -> Result<(), GuestError> {
-        let mut inner = self.lock();
-        if inner.leaving != Leaving::No {
-            return Err(GuestError::Leaving("reboot the guest"));
-        }
-        self.past().add(&counters::of(inner.machine()?));
-        // The old machine goes before its memory does.
-        inner.phase = Phase::Gone;
-        between();
-        memory::clear(self.memory()).map_err(|source| GuestError::Io {
-            act: "clear guest memory",
-            source,
-        })?;
-        let built = self.parts.boot(&self.reports)?;
-        inner.phase = Phase::Running(built.start()?);
-        self.reboots.fetch_add(1, Ordering::AcqRel);
-        self.events.tell(Happening::Rebooted);
-        if !inner.holds.is_empty()
-            && let Phase::Running(running) = std::mem::replace(&mut inner.phase, Phase::Gone)
-        {
-            inner.phase = Phase::Paused(running.pause());
-        }
-        Ok(())
-    }
-
-    /// Switch it off for good.
-    pub fn end(&self) {
-        self.lock().phase = Phase::Gone;
-    }
-
     /// Let its devices tell the outside world that it has just arrived here.
     pub fn announce(&self) -> Result<(), GuestError> {
         Ok(self.inspect(|machine| machine.announce())??)
@@ -471,14 +225,14 @@ impl Guest {
 
     /// Look at its machine in whatever state.
     pub fn inspect<T>(&self, look: impl FnOnce(&dyn Inspect) -> T) -> Result<T, GuestError> {
-        Ok(look(self.lock().machine()?))
+        Ok(look(self.lock().phase.machine()?))
     }
 
     /// What it has done since its VMM started.
     pub fn counters(&self) -> Result<Counters, GuestError> {
         let inner = self.lock();
         let mut counters = self.past().clone();
-        counters.add(&counters::of(inner.machine()?));
+        counters.add(&counters::of(inner.phase.machine()?));
         drop(inner);
         let mut sampler = self.sampler.lock().unwrap_or_else(PoisonError::into_inner);
         counters.memory = sampler.step(self.memory(), Instant::now());
@@ -506,17 +260,6 @@ impl Guest {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Inner {
-    fn machine(&self) -> Result<&dyn Inspect, GuestError> {
-        match &self.phase {
-            Phase::Built(machine) => Ok(machine),
-            Phase::Running(machine) => Ok(machine),
-            Phase::Paused(machine) => Ok(machine),
-            Phase::Gone => Err(GuestError::Gone),
-        }
     }
 }
 

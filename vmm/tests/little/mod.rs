@@ -30,6 +30,7 @@ pub fn command(dir: &Path, arguments: &[&str]) -> Command {
 }
 
 /// Run the `vmm` command in `dir` to its end.
+#[allow(dead_code, reason = "not every test waits for the end")]
 pub fn vmm(dir: &Path, arguments: &[&str]) -> Output {
     let output = command(dir, arguments).output();
     output.expect("the vmm can be run")

@@ -352,28 +352,33 @@ pub(crate) fn hostile_ring() -> impl Strategy<Value = HostileRing> {
 }
 
 impl HostileRing {
-    /// Lay the ring out in `memory`.
+    /// Lay the ring out in `memory`, as the first queue's.
     pub(crate) fn install(&self, memory: &GuestMemory) -> ActiveQueue {
-        let base = RINGS_AT;
+        self.install_as(0, memory)
+    }
+
+    /// Lay the ring out in `memory`, as that of queue `index`.
+    pub(crate) fn install_as(&self, index: u16, memory: &GuestMemory) -> ActiveQueue {
+        let base = Guest::ring(index.into());
         let tables = [(base, &self.descriptors), (INDIRECT_AT, &self.indirect)];
         for (at, table) in tables {
-            for (index, (address, length, flags, next)) in table.iter().enumerate() {
-                let at = at + 16 * index as u64;
+            for (n, (address, length, flags, next)) in table.iter().enumerate() {
+                let at = at + 16 * n as u64;
                 memory.write_obj(*address, GuestAddress(at)).unwrap();
                 memory.write_obj(*length, GuestAddress(at + 8)).unwrap();
                 memory.write_obj(*flags, GuestAddress(at + 12)).unwrap();
                 memory.write_obj(*next, GuestAddress(at + 14)).unwrap();
             }
         }
-        for (index, (kind, sector)) in self.requests.iter().enumerate() {
-            let at = BUFFERS_AT + 16 * index as u64;
+        for (n, (kind, sector)) in self.requests.iter().enumerate() {
+            let at = BUFFERS_AT + 16 * n as u64;
             memory
                 .write_obj(u64::from(*kind), GuestAddress(at))
                 .unwrap();
             memory.write_obj(*sector, GuestAddress(at + 8)).unwrap();
         }
-        for (index, head) in self.heads.iter().enumerate() {
-            let at = base + 0x1004 + 2 * index as u64;
+        for (n, head) in self.heads.iter().enumerate() {
+            let at = base + 0x1004 + 2 * n as u64;
             memory.write_obj(*head, GuestAddress(at)).unwrap();
         }
         memory
@@ -391,7 +396,7 @@ impl HostileRing {
             used_ring: base + 0x2000,
         });
         ActiveQueue {
-            index: 0,
+            index,
             queue: queue.unwrap(),
             doorbell: EventFd::new(libc::EFD_NONBLOCK).unwrap(),
             interrupt: Arc::new(Silent),

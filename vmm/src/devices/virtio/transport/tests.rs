@@ -231,48 +231,76 @@ proptest! {
     }
 }
 
-/// Each of the real devices, freshly made: the same again for the same `which`.
-fn real(which: u8, image: &std::path::Path, wire: &UnixDatagram) -> Guest {
-    let device: Box<dyn VirtioDevice> = match which % 3 {
-        0 => {
-            let options = DiskOptions {
-                readonly: true,
-                ..DiskOptions::new(image, Format::Raw)
-            };
-            Box::new(Block::new(
-                "blk",
-                Arc::new(Disk::open(options).unwrap()),
-                2,
-                "s",
-            ))
+/// The real devices.
+#[derive(Debug, Clone, Copy)]
+enum Real {
+    FixedDisk,
+    RawDisk,
+    Qcow2Disk,
+    Net,
+    Rng,
+}
+
+impl Real {
+    fn any() -> impl Strategy<Value = Self> {
+        prop::sample::select(vec![
+            Self::FixedDisk,
+            Self::RawDisk,
+            Self::Qcow2Disk,
+            Self::Net,
+            Self::Rng,
+        ])
+    }
+
+    fn format(self) -> Format {
+        match self {
+            Self::Qcow2Disk => Format::Qcow2,
+            _ => Format::Raw,
         }
-        1 => {
-            let tap = Tap::fake(wire.try_clone().unwrap().into());
-            Box::new(Net::new("net", vmm_core::mac::Mac([2, 0, 0, 0, 0, 1]), tap))
-        }
-        _ => Box::new(crate::devices::virtio::rng::Rng::new()),
-    };
-    Guest::new(device)
+    }
+
+    /// Freshly made on `image` and `wire`: the same again each time.
+    fn make(self, image: &std::path::Path, wire: &UnixDatagram) -> Guest {
+        let device: Box<dyn VirtioDevice> = match self {
+            Self::FixedDisk | Self::RawDisk | Self::Qcow2Disk => {
+                let options = DiskOptions {
+                    readonly: matches!(self, Self::FixedDisk),
+                    ..DiskOptions::new(image, self.format())
+                };
+                let disk = Arc::new(Disk::open(options).unwrap());
+                Box::new(Block::new("blk", disk, 2, "s"))
+            }
+            Self::Net => {
+                let tap = Tap::fake(wire.try_clone().unwrap().into());
+                Box::new(Net::new("net", vmm_core::mac::Mac([2, 0, 0, 0, 0, 1]), tap))
+            }
+            Self::Rng => Box::new(crate::devices::virtio::rng::Rng::new()),
+        };
+        Guest::new(device)
+    }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(96))]
     #[test]
     fn running_devices_survive_hostile_drivers_and_travel(
-        which in any::<u8>(),
-        ring in hostile_ring(),
+        real in Real::any(),
+        rings in [hostile_ring(), hostile_ring()],
         features in prop_oneof![3 => Just(u64::MAX), 1 => any::<u64>()],
         accesses in prop::collection::vec(
             (0..5u8, any::<u64>(), prop::collection::vec(any::<u8>(), 1..9)), 0..48),
     ) {
-        let image = tempfile::NamedTempFile::new().unwrap();
-        image.as_file().set_len(64 << 10).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        shared_storage::image::create(None, &image, real.format(), 64 << 10).unwrap();
         let (ours, theirs) = UnixDatagram::pair().unwrap();
         theirs.set_nonblocking(true).unwrap();
         ours.send(&[7; 100]).unwrap();
-        let mut guest = real(which, image.path(), &theirs);
+        let mut guest = real.make(&image, &theirs);
         guest.up(features | 1 << 32);
-        ring.install(&guest.memory);
+        for (index, ring) in (0..).zip(&rings) {
+            ring.install_as(index, &guest.memory);
+        }
         for (kind, at, mut data) in accesses {
             match kind {
                 0 => guest.write(0x3000 + at % 16, &data),
@@ -284,7 +312,9 @@ proptest! {
         }
         guest.root.pause();
         let state = guest.root.save();
-        let fresh = real(which, image.path(), &theirs);
+        // Only one may have a disk.
+        drop(guest);
+        let fresh = real.make(&image, &theirs);
         fresh.root.restore(&state).unwrap();
         prop_assert_eq!(fresh.root.save(), state);
         let _ = fresh.root.resume();

@@ -9,6 +9,7 @@ use kvm_bindings::{
     KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CLOCK_REALTIME, KVM_DIRTY_LOG_INITIALLY_SET,
 };
 use kvm_ioctls::{Cap, Kvm};
+use vmm_core::spec::CPUS_MAX;
 
 use crate::error::one_line;
 use ring0::Ring0;
@@ -111,7 +112,8 @@ fn clock(kvm: &Kvm) -> Finding {
 }
 
 fn processors(kvm: &Kvm) -> Finding {
-    let (recommended, most) = (kvm.get_nr_vcpus(), kvm.get_max_vcpus());
+    let most = kvm.get_max_vcpus().min(CPUS_MAX as usize);
+    let recommended = kvm.get_nr_vcpus().min(most);
     good(format!(
         "a guest may have {most} processors; {recommended} at most run well here"
     ))
@@ -128,8 +130,8 @@ fn userfaultfd() -> Finding {
     if fs::File::open("/dev/userfaultfd").is_ok() {
         return good("userfaultfd may be used through /dev/userfaultfd");
     }
-    poor(
-        "userfaultfd may not be used by this user, so no post-copy migration later; \
+    good(
+        "userfaultfd may not be used by this user: nothing needs it yet, post-copy migration would; \
          `sysctl vm.unprivileged_userfaultfd=1`, or give access to /dev/userfaultfd",
     )
 }

@@ -43,12 +43,12 @@ pub enum MemoryError {
     },
     /// The administrator reserved too few huge pages.
     #[error(
-        "cannot map {bytes:#x} bytes of guest memory in huge pages: {source}; reserve some with \
-         `sysctl vm.nr_hugepages=N`, or run without huge pages"
+        "cannot map {mib} MiB of guest memory in huge pages: {source}; reserve some with \
+         `sysctl vm.nr_hugepages=N` (`vmm check` tells how many are free), or run without"
     )]
     HugePages {
         /// Length.
-        bytes: usize,
+        mib: usize,
         /// Why not.
         source: vm_memory::mmap::MmapRegionError,
     },
@@ -81,7 +81,8 @@ pub fn map(memory_mib: u64, hugepages: bool) -> Result<GuestMemory, MemoryError>
     for (address, bytes) in regions(memory_mib) {
         let region = map_region(bytes, hugepages).map_err(|source| {
             if hugepages {
-                MemoryError::HugePages { bytes, source }
+                let mib = bytes >> 20;
+                MemoryError::HugePages { mib, source }
             } else {
                 MemoryError::Map {
                     address,

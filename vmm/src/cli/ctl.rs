@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use vmm_core::control::Refusal;
 
+use crate::error::with_remedy;
+
 /// Longest line of an answer's head, and most lines of it.
 const HEAD_LINE_MAX: u64 = 8 << 10;
 const HEAD_LINES_MAX: usize = 64;
@@ -89,10 +91,12 @@ pub fn request(
     body: Option<&[u8]>,
 ) -> Result<Answer, String> {
     let failed = |error: io::Error| {
-        format!(
-            "no guest answers on the API socket {}: {error}; is its VMM running?",
-            socket.display()
-        )
+        let socket = socket.display();
+        if error.kind() == io::ErrorKind::PermissionDenied {
+            let why = with_remedy(&error);
+            return format!("cannot open the API socket {socket}: {why}");
+        }
+        format!("no guest answers on the API socket {socket}: {error}; is its VMM running?")
     };
     let mut stream = UnixStream::connect(socket).map_err(failed)?;
     let body = body.unwrap_or_default();

@@ -1,6 +1,7 @@
 //! `vmm run`.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -196,8 +197,14 @@ impl SpecFlags {
 /// Read and check a spec file; paths in it become relative to this process.
 pub fn read_spec(path: &Path) -> Result<Spec, String> {
     let shown = path.display();
-    let text = fs::read_to_string(path)
-        .map_err(|error| format!("cannot read the spec {shown}: {}", with_remedy(&error)))?;
+    let text = fs::read_to_string(path).map_err(|error| match error.kind() {
+        ErrorKind::InvalidData => {
+            format!(
+                "the spec {shown} is no text; a spec is a TOML file, a kernel goes with --kernel"
+            )
+        }
+        _ => format!("cannot read the spec {shown}: {}", with_remedy(&error)),
+    })?;
     let mut spec: Spec = toml::from_str(&text).map_err(|error| spec_error(path, &text, &error))?;
     spec.validate()
         .map_err(|error| format!("the spec {shown} cannot be used: {error}"))?;

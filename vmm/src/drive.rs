@@ -1,7 +1,8 @@
 //! The driving loop: acts on what the machine reports until the guest ends.
 
 use std::collections::VecDeque;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
 
 use vmm_core::control::Happening;
 use vmm_core::lifecycle::Ending;
@@ -10,13 +11,18 @@ use crate::console::restore_terminal;
 use crate::error::one_line;
 use crate::guest::Guest;
 use crate::notice::Notice;
+use crate::slim;
 
-/// Drive the guest to its end. Reasons for the end that need words go to the standard error.
+/// What a guest's start takes, it has taken by then.
+const SETTLES_AFTER: Duration = Duration::from_secs(1);
+
+/// Drive a guest that runs to its end. Reasons for the end that need words go to the standard error.
 pub fn drive(guest: &Guest, notices: &Receiver<Notice>) -> Ending {
     let mut kept = VecDeque::new();
+    let mut is_settled = false;
     let ending = loop {
         // All senders are gone only when the guest is.
-        let Some(notice) = kept.pop_front().or_else(|| notices.recv().ok()) else {
+        let Some(notice) = kept.pop_front().or_else(|| next(notices, &mut is_settled)) else {
             break Ending::Failed;
         };
         // The machine is nobody's to end or rebuild while it is between two hosts.
@@ -72,6 +78,19 @@ pub fn drive(guest: &Guest, notices: &Receiver<Notice>) -> Ending {
         return Ending::Failed;
     }
     ending
+}
+
+/// The next notice, however long it takes. The first time that none comes for a while the process
+/// settles down to running the guest.
+fn next(notices: &Receiver<Notice>, is_settled: &mut bool) -> Option<Notice> {
+    if !*is_settled {
+        match notices.recv_timeout(SETTLES_AFTER) {
+            Err(RecvTimeoutError::Timeout) => slim::give_back(),
+            notice => return notice.ok(),
+        }
+        *is_settled = true;
+    }
+    notices.recv().ok()
 }
 
 /// One line for a person, with the terminal as it was.

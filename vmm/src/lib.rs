@@ -24,4 +24,5 @@ pub mod migration;
 pub mod notice;
 pub mod pci;
 mod sampling;
+mod slim;
 pub mod vcpu;

@@ -4,6 +4,7 @@ use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ChildStdout;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -19,6 +20,8 @@ const MEMORY_MIB: u64 = 128;
 const LIMIT: Duration = Duration::from_secs(30);
 const FIRST: &[u8] = b"P";
 const LAST: &[u8] = b"probe running\n";
+/// Memory is looked at once the guest has run for so long: what only its start took is no overhead.
+const SETTLED_AFTER: Duration = Duration::from_secs(2);
 
 /// Why there is no table.
 #[derive(Debug, Error)]
@@ -141,6 +144,7 @@ fn start(peer: &Peer, kernel: &std::path::Path) -> Result<Start, BootError> {
             first_byte_ms = Some(begun.elapsed().as_secs_f64() * 1000.0);
         }
     }
+    thread::sleep(SETTLED_AFTER);
     let overhead_kib = overhead_kib(running.id(), MEMORY_MIB * 1024)
         .map_err(io_error(format!("read the memory map of {}", peer.name())))?;
     let first_byte_ms = first_byte_ms.ok_or_else(|| BootError::NoBoot {

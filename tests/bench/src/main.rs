@@ -1,6 +1,7 @@
 //! `bench TABLE...` prints the tables asked for: ours beside its peers, medians and ratios.
 
 mod boot;
+mod disk;
 mod migrate;
 mod peer;
 mod resident;
@@ -62,6 +63,15 @@ enum Table {
         #[arg(long, value_name = "FILE")]
         plot: Option<PathBuf>,
     },
+    /// What fio in a guest gets of its disk, on an emulated host of the lab.
+    Disk {
+        /// Measured passes of each over all jobs; one more before them makes every block exist.
+        #[arg(long, default_value_t = disk::DEFAULT_RUNS, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        runs: u32,
+        /// Where the images lie.
+        #[arg(long, value_enum, default_value = "own")]
+        place: disk::Place,
+    },
     /// Migrations by the thousand, some cancelled and some with a side killed at a random moment:
     /// exactly one side runs the guest afterwards, and every page is verified.
     Soak {
@@ -86,7 +96,9 @@ fn main() -> ExitCode {
                 plot: beside.map(|program| program.with_file_name("migrate.svg")),
                 ..Wish::default()
             };
-            print(boot::run(DEFAULT_RUNS, None)).and_then(|()| print(migrate::run(migrations)))
+            print(boot::run(DEFAULT_RUNS, None))
+                .and_then(|()| print(migrate::run(migrations)))
+                .and_then(|()| print(disk::run(disk::DEFAULT_RUNS, disk::Place::Own)))
         }
         Table::Boot { runs, vmm } => print(boot::run(runs, vmm)),
         Table::Migrate {
@@ -104,6 +116,7 @@ fn main() -> ExitCode {
             alone,
             plot,
         })),
+        Table::Disk { runs, place } => print(disk::run(runs, place)),
         Table::Soak { moves, seed, vmm } => soak_words(moves, seed, vmm),
     };
     match printed {

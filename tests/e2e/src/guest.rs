@@ -1,19 +1,17 @@
 //! A guest that one `vmm run` runs on a host of the lab, with its console in the test's hands.
 
-use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
 use lab::agent::{Event, Running};
 use lab::host::DATASTORE;
-use lab::{Host, LabError, PATIENCE, Result, eventually_within};
+use lab::shell::Shell;
+use lab::{Host, PATIENCE, Result, eventually_within};
 
 /// What saves seconds of boot under emulation; see `image.toml` of the images.
 const CMDLINE: &str = "console=ttyS0 panic=1 quiet mitigations=off nokaslr tsc=reliable no_timer_check \
     random.trust_cpu=on cryptomgr.notests selinux=0 apparmor=0 audit=0 rcupdate.rcu_expedited=1 net.ifnames=0";
 /// A kernel that boots two emulations deep, on a machine that builds meanwhile.
 const BOOT_LIMIT: Duration = Duration::from_secs(3 * PATIENCE.as_secs());
-/// How much of its console an error shows.
-const SHOWN_BYTES: usize = 2000;
 /// How long one look at the console takes while something else is waited for.
 const LOOK: Duration = Duration::from_millis(1);
 
@@ -63,12 +61,7 @@ impl Default for Wish {
 pub struct Guest<'lab> {
     host: &'lab Host,
     wish: Wish,
-    vmm: Running,
-    console: RefCell<String>,
-    /// How much of the console [`Guest::expect`] has passed.
-    passed: Cell<usize>,
-    code: Cell<Option<i32>>,
-    commands: Cell<u32>,
+    shell: Shell,
 }
 
 impl<'lab> Guest<'lab> {
@@ -103,14 +96,11 @@ impl<'lab> Guest<'lab> {
              --cmdline '{CMDLINE} ip=10.0.0.{number}:::255.255.255.0:{name}:eth0:off {root}' \
              --api-socket /run/{name}/api{disks}{lease}"
         );
+        let vmm = host.start_command(&["su", "-s", "/bin/sh", "-c", &line, user])?;
         Ok(Self {
-            vmm: host.start_command(&["su", "-s", "/bin/sh", "-c", &line, user])?,
+            shell: Shell::new(vmm, BOOT_LIMIT),
             host,
             wish,
-            console: RefCell::default(),
-            passed: Cell::new(0),
-            code: Cell::new(None),
-            commands: Cell::new(0),
         })
     }
 
@@ -154,8 +144,7 @@ impl<'lab> Guest<'lab> {
     pub fn moved(&mut self, host: &'lab Host, vmm: Running) -> Result<i32> {
         let code = self.ends()?;
         self.clean_up();
-        (self.host, self.vmm) = (host, vmm);
-        self.code.set(None);
+        (self.host, self.shell) = (host, Shell::new(vmm, BOOT_LIMIT));
         Ok(code)
     }
 
@@ -173,10 +162,10 @@ impl<'lab> Guest<'lab> {
     /// Waits until it answers `from`.
     pub fn answers(&self, from: &Host) -> Result<Page> {
         eventually_within(BOOT_LIMIT, "the guest answering", || {
-            self.look(Instant::now() + LOOK);
-            match self.code.get() {
-                Some(code) => Some(Err(self.ended_too_early(code))),
-                None => self.page(from).map(Ok),
+            self.shell.look(Instant::now() + LOOK);
+            match self.shell.is_there() {
+                Err(ended) => Some(Err(ended)),
+                Ok(()) => self.page(from).map(Ok),
             }
         })?
     }
@@ -205,102 +194,39 @@ impl<'lab> Guest<'lab> {
         Ok(told.map_err(|error| error.to_string())?)
     }
 
-    /// Waits for `text` on the console, after all that was waited for before; gives what
-    /// stood before it.
-    pub fn expect(&self, text: &str) -> Result<String> {
-        let deadline = Instant::now() + BOOT_LIMIT;
-        loop {
-            let found = self.console.borrow()[self.passed.get()..].find(text);
-            if let Some(at) = found {
-                let from = self.passed.get();
-                self.passed.set(from + at + text.len());
-                return Ok(self.console.borrow()[from..from + at].to_owned());
-            }
-            if let Some(code) = self.code.get() {
-                return Err(self.ended_too_early(code));
-            }
-            if !self.look(deadline) {
-                return Err(LabError::TooLate {
-                    what: format!("{text:?} on the console, which ends {:?}", self.tail()),
-                    limit: BOOT_LIMIT,
-                });
-            }
-        }
-    }
-
-    /// Types a line.
-    pub fn send(&self, line: &str) -> Result<()> {
-        let input = self.vmm.input();
-        input.write(format!("{line}\n").as_bytes(), PATIENCE)
-    }
-
     /// Logs in where the guest asks for it.
     pub fn log_in(&self) -> Result<()> {
         if self.wish.image == "debian" {
-            self.expect("login: ")?;
-            self.send("root")?;
-            self.expect("# ")?;
+            self.shell.expect("login: ")?;
+            self.shell.send("root")?;
+            self.shell.expect("# ")?;
             // Without the login shell's editing of lines and without prompts, which would get
             // between what is said.
-            self.send("exec sh")?;
-            self.expect("# ")?;
-            return self.run("PS1=").map(drop);
+            self.shell.send("exec sh")?;
+            self.shell.expect("# ")?;
+            return self.shell.run("PS1=").map(drop);
         }
-        self.expect("# ").map(drop)
+        self.shell.expect("# ").map(drop)
     }
 
-    /// Runs a shell line that must succeed on the console; gives what it printed.
+    /// Types a line on its console.
+    pub fn send(&self, line: &str) -> Result<()> {
+        self.shell.send(line)
+    }
+
+    /// Runs a shell line that must succeed on its console; gives what it printed.
     pub fn run(&self, line: &str) -> Result<String> {
-        let number = self.commands.replace(self.commands.get() + 1);
-        // The quotes keep the echo of the line from looking like its end.
-        self.send(&format!("{line}; echo \"en\"\"d{number}=$?.\""))?;
-        let said = self.expect(&format!("end{number}="))?;
-        let code = self.expect(".")?;
-        // The echo of the line itself comes first.
-        let said = said.split_once("$?.\"").map_or("", |(_, rest)| rest).trim();
-        if code != "0" {
-            return Err(format!("`{line}` in the guest ended with {code}: {said}").into());
-        }
-        Ok(said.replace('\r', ""))
+        self.shell.run(line)
     }
 
     /// Waits for the end of its VMM; gives the exit code.
     pub fn ends(&self) -> Result<i32> {
-        let deadline = Instant::now() + BOOT_LIMIT;
-        while self.code.get().is_none() && Instant::now() < deadline && self.look(deadline) {}
-        self.code.get().ok_or_else(|| LabError::TooLate {
-            what: format!("the end of the guest, whose console ends {:?}", self.tail()),
-            limit: BOOT_LIMIT,
-        })
+        self.shell.ends()
     }
 
     /// Kills its VMM, as a crash would end it.
     pub fn kill(&self) -> Result<()> {
-        self.vmm.input().kill();
-        self.ends().map(drop)
-    }
-
-    /// Takes what the VMM has to tell, waiting for it until `deadline`; says whether there was
-    /// something.
-    fn look(&self, deadline: Instant) -> bool {
-        match self.vmm.next(deadline) {
-            Some(Event::Output(bytes) | Event::Error(bytes)) => {
-                let text = String::from_utf8_lossy(&bytes);
-                self.console.borrow_mut().push_str(&text);
-            }
-            Some(Event::Ended(ended)) => self.code.set(Some(ended.code())),
-            None => return false,
-        }
-        true
-    }
-
-    fn tail(&self) -> String {
-        let console = self.console.borrow();
-        let mut from = console.len().saturating_sub(SHOWN_BYTES);
-        while !console.is_char_boundary(from) {
-            from += 1;
-        }
-        console[from..].to_owned()
+        self.shell.kill()
     }
 
     fn clean_up(&self) {
@@ -308,10 +234,6 @@ impl<'lab> Guest<'lab> {
             "tunctl -d tap{} >/dev/null; rm -rf /run/{}",
             self.wish.number, self.wish.name
         ));
-    }
-
-    fn ended_too_early(&self, code: i32) -> LabError {
-        format!("vmm ended with {code}: {}", self.tail()).into()
     }
 }
 

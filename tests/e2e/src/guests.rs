@@ -2,7 +2,7 @@
 
 use lab::host::DATASTORE;
 use lab::scenario::Outcome;
-use lab::{Host, Lab, eventually};
+use lab::{Host, Lab, empty_qcow2, eventually};
 
 use crate::guest::{Guest, Wish};
 
@@ -245,18 +245,4 @@ pub fn a_debian_guest_finds_what_fio_wrote(lab: &Lab) -> Outcome {
     guest.control("power-button")?;
     assert_eq!(guest.ends()?, 0, "of vmm after the power button");
     Ok(())
-}
-
-/// An image in qcow2 with nothing in it.
-fn empty_qcow2(bytes: u64) -> lab::Result<Vec<u8>> {
-    let image = tempfile::NamedTempFile::new().map_err(|error| error.to_string())?;
-    let made = std::process::Command::new("qemu-img")
-        .args(["create", "-q", "-f", "qcow2"])
-        .arg(image.path())
-        .arg(bytes.to_string())
-        .status();
-    if !made.is_ok_and(|status| status.success()) {
-        return Err("qemu-img could not make an image; apt-get install qemu-utils".into());
-    }
-    Ok(std::fs::read(image.path()).map_err(|error| error.to_string())?)
 }

@@ -73,6 +73,18 @@ pub fn blank(disk: &Path, bytes: u64) -> Result<()> {
     file.set_len(bytes).during("extend", disk)
 }
 
+/// The bytes of a qcow2 image with nothing in it.
+pub fn empty_qcow2(bytes: u64) -> Result<Vec<u8>> {
+    let image = tempfile::NamedTempFile::new().during("create", "an image")?;
+    run_tool(
+        Command::new("qemu-img")
+            .args(["create", "-q", "-f", "qcow2"])
+            .arg(image.path())
+            .arg(bytes.to_string()),
+    )?;
+    fs::read(image.path()).during("read", image.path())
+}
+
 fn make_ext4(disk: &Path, bytes: u64, content: &Path) -> Result<()> {
     blank(disk, bytes)?;
     let path = std::env::var("PATH").unwrap_or_default();

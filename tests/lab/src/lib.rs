@@ -24,12 +24,13 @@ mod network;
 mod process;
 mod qmp;
 pub mod scenario;
+pub mod shell;
 pub mod supervisor;
 mod template;
 mod wait;
 mod world;
 
-pub use disks::FileSystem;
+pub use disks::{FileSystem, empty_qcow2};
 pub use error::{LabError, Result};
 pub use host::{Cable, Direction, Host, Output};
 pub use wait::{PATIENCE, eventually, eventually_within};

@@ -66,3 +66,22 @@ pub fn run_tool(command: &mut Command) -> Result<String> {
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    #[test]
+    fn what_the_lab_started_dies_with_it() {
+        let spawner = Spawner::new();
+        let mut command = Command::new("sleep");
+        command.arg("1000");
+        let mut child = spawner.spawn(command).unwrap();
+        assert!(child.try_wait().unwrap().is_none());
+        // The thread that forked it ends, as it does when the process is killed.
+        drop(spawner);
+        assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
+    }
+}

@@ -211,3 +211,46 @@ fn head_line(reader: &mut impl BufRead) -> io::Result<String> {
     line.truncate(line.trim_end().len());
     Ok(line)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn answer_of(said: &[u8]) -> io::Result<(u16, Answer)> {
+        let (ours, mut theirs) = UnixStream::pair()?;
+        theirs.write_all(said)?;
+        drop(theirs);
+        Answer::read(ours)
+    }
+
+    #[test]
+    fn answers_are_read_whole_or_in_chunks() {
+        for said in [
+            "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbodymore",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: Chunked\r\n\r\n2\r\nbo\r\n2\r\ndy\r\n0\r\n\r\n",
+        ] {
+            let (status, mut answer) = answer_of(said.as_bytes()).unwrap();
+            assert_eq!((status, answer.body()), (200, Ok(b"body".to_vec())));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_panics(
+            head in prop::sample::select(vec![
+                "",
+                "HTTP/1.1 200 OK\r\n",
+                "HTTP/1.1 200 OK\r\n\r\n",
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1f",
+            ]),
+            rest in prop::collection::vec(any::<u8>(), 0..512),
+        ) {
+            if let Ok((_, mut answer)) = answer_of(&[head.as_bytes(), &rest].concat()) {
+                let _ = answer.body();
+            }
+        }
+    }
+}

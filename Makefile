@@ -77,7 +77,7 @@ test: packages ## Prove it: format, lints, unit and property tests, simulator, l
 	cargo test --release -p e2e
 
 .PHONY: bench
-bench: bench-packages ## Measure it, beside its peers, in one run
+bench: bench-packages ## Measure it, beside its peers, in one run; ten minutes, half of them fio in the lab
 	cargo build --release -p vmm -p bench -p shared-storage -p sim
 	target/release/bench all
 	target/release/godwit-store bench

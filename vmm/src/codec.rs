@@ -37,6 +37,20 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> io::Result<T> {
     Ok(value)
 }
 
+/// Refuse a state of `what` that was saved in another layout than the one that is `known`.
+pub fn check_version(what: &str, saved: u16, known: u16) -> io::Result<()> {
+    if saved == known {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!(
+            "the saved {what} has version {saved}, this program knows {known}; use the same release \
+             on both sides"
+        ),
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,7 +2,8 @@
 //!
 //! Reading a command line, a spec and a kernel touches most of the program once. Its pages come
 //! from the file and stay in the host's page cache; whatever is needed again is mapped again from
-//! there, sixteen pages at a time, in a microsecond or so.
+//! there, sixteen pages at a time, in a microsecond or so. (So are those in which a debugger has
+//! set breakpoints before: set them again.)
 
 use std::ffi::c_void;
 use std::slice;

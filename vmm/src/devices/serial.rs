@@ -9,6 +9,7 @@ use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
+use crate::codec;
 
 /// Ports of the device.
 pub const SERIAL_PORTS: u64 = 8;
@@ -116,13 +117,7 @@ impl SerialPort {
     /// Pour registers in.
     pub fn restore(&self, state: &SerialState) -> io::Result<()> {
         let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
-        if state.version != STATE_VERSION {
-            let why = format!(
-                "the saved serial port has version {}, this program knows {STATE_VERSION}",
-                state.version
-            );
-            return Err(invalid(why));
-        }
+        codec::check_version("serial port", state.version, STATE_VERSION)?;
         let [
             low,
             high,

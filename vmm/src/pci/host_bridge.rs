@@ -4,6 +4,7 @@ use std::io;
 
 use super::config::{ConfigSpace, Identity};
 use super::function::{FunctionState, PciFunction};
+use crate::codec;
 
 const VENDOR_REDHAT: u16 = 0x1b36;
 const DEVICE_PCIE_HOST: u16 = 0x0008;
@@ -56,6 +57,25 @@ impl PciFunction for HostBridge {
     }
 
     fn restore(&mut self, state: &FunctionState) -> io::Result<()> {
+        codec::check_version("host bridge", state.version, STATE_VERSION)?;
         self.0.restore(&state.config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_of_another_layout_is_refused() {
+        let mut bridge = HostBridge::new();
+        let state = bridge.save();
+        bridge.restore(&state).unwrap();
+        let later = FunctionState {
+            version: STATE_VERSION + 1,
+            ..state
+        };
+        let why = bridge.restore(&later).unwrap_err().to_string();
+        assert!(why.contains("host bridge has version 2"), "{why}");
     }
 }

@@ -83,13 +83,7 @@ impl VirtioDevice for Rng {
 
     fn restore(&mut self, state: &[u8]) -> io::Result<()> {
         let state: State = codec::decode(state)?;
-        if state.version == STATE_VERSION {
-            return Ok(());
-        }
-        Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("the saved entropy device has version {}", state.version),
-        ))
+        codec::check_version("entropy device", state.version, STATE_VERSION)
     }
 }
 

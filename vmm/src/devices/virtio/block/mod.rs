@@ -197,12 +197,7 @@ impl VirtioDevice for Block {
     fn restore(&mut self, state: &[u8]) -> io::Result<()> {
         let state: State = codec::decode(state)?;
         let invalid = |why: String| Err(io::Error::new(io::ErrorKind::InvalidData, why));
-        if state.version != STATE_VERSION {
-            return invalid(format!(
-                "the saved block device has version {}, this program knows {STATE_VERSION}",
-                state.version
-            ));
-        }
+        codec::check_version("block device", state.version, STATE_VERSION)?;
         if (state.bytes, state.readonly) != (self.disk.bytes(), self.disk.readonly()) {
             return invalid(format!(
                 "disk {} is not the one the guest was saved with: {} bytes instead of {}",

@@ -168,15 +168,14 @@ impl VirtioDevice for Net {
 
     fn restore(&mut self, state: &[u8]) -> io::Result<()> {
         let state: State = codec::decode(state)?;
-        if (state.version, state.mac) == (STATE_VERSION, self.mac.0) {
+        codec::check_version("network card", state.version, STATE_VERSION)?;
+        if state.mac == self.mac.0 {
             return Ok(());
         }
         Err(io::Error::new(
             io::ErrorKind::InvalidData,
             format!(
-                "the saved network device (version {}, MAC {}) is not this one (version \
-                 {STATE_VERSION}, MAC {})",
-                state.version,
+                "the saved network card has the MAC address {}, this one {}",
                 Mac(state.mac),
                 self.mac
             ),

@@ -367,12 +367,7 @@ impl PciFunction for VirtioPci {
 
     fn restore(&mut self, state: &FunctionState) -> io::Result<()> {
         let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
-        if state.version != STATE_VERSION {
-            return Err(invalid(format!(
-                "the saved virtio state has version {}, this program knows {STATE_VERSION}",
-                state.version
-            )));
-        }
+        codec::check_version("virtio state", state.version, STATE_VERSION)?;
         let saved: TransportState = codec::decode(&state.bytes)?;
         if !self.common.restore(&saved.common) {
             return Err(invalid(format!(

@@ -11,6 +11,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, Kvm};
 use vmm_core::spec::CPUS_MAX;
 
+use crate::aside;
 use crate::error::one_line;
 use ring0::Ring0;
 
@@ -67,7 +68,7 @@ pub fn examine() -> Vec<Finding> {
         Err(error) => findings.push(bad(one_line(&error))),
     }
     findings.extend([
-        userfaultfd(),
+        accesses(),
         transparent_huge_pages(),
         reserved_huge_pages(),
         tap(),
@@ -119,21 +120,14 @@ fn processors(kvm: &Kvm) -> Finding {
     ))
 }
 
-fn userfaultfd() -> Finding {
-    // SAFETY: makes a descriptor that is closed at once, or fails.
-    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
-    if fd >= 0 {
-        // SAFETY: the descriptor is ours alone.
-        unsafe { libc::close(fd as i32) };
-        return good("userfaultfd may be used");
+fn accesses() -> Finding {
+    match aside::lot() {
+        Ok(_) => good("memory that guests read or write is told from idle memory"),
+        Err(why) => poor(format!(
+            "of guests' memory only what they write is told from idle memory, not what they \
+             read: {why}"
+        )),
     }
-    if fs::File::open("/dev/userfaultfd").is_ok() {
-        return good("userfaultfd may be used through /dev/userfaultfd");
-    }
-    good(
-        "userfaultfd may not be used by this user: nothing needs it yet, post-copy migration would; \
-         `sysctl vm.unprivileged_userfaultfd=1`, or give access to /dev/userfaultfd",
-    )
 }
 
 fn transparent_huge_pages() -> Finding {

@@ -20,7 +20,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use kvm_ioctls::Kvm;
-use vmm_core::control::{Counters, Happening, Info};
+use vmm_core::control::{Counters, Happening, Info, MemorySample};
 use vmm_core::lifecycle::State;
 use vmm_core::spec::Spec;
 
@@ -32,7 +32,8 @@ use crate::machine::{Backends, Built, Inspect, MachineError};
 use crate::memory::GuestMemory;
 use crate::migration::departure::Departures;
 use crate::notice::{Notice, Reports};
-use crate::sampling::Sampler;
+use crate::sampling::accesses::{AccessSampler, Bar};
+use crate::sampling::writes::WriteSampler;
 use crate::vcpu::cpuid::LeafMask;
 pub use error::GuestError;
 use leaving::Leaving;
@@ -74,6 +75,8 @@ struct Inner {
 
 /// The guest.
 pub struct Guest {
+    /// Goes first: a machine must not go while one of its pages is away.
+    accesses: AccessSampler,
     parts: Parts,
     inner: Mutex<Inner>,
     /// [`Inner::leaving`] has changed.
@@ -83,7 +86,7 @@ pub struct Guest {
     reboots: AtomicU64,
     /// What the machines before the present one have done.
     past: Mutex<Counters>,
-    sampler: Mutex<Sampler>,
+    writes: Mutex<WriteSampler>,
     migrating: AtomicBool,
     departures: Departures,
     /// Epoch of the lease; 0 without one.
@@ -118,6 +121,7 @@ impl Guest {
         Arc::new(Self {
             epoch: AtomicU64::new(parts.epoch.unwrap_or(0)),
             lease: OnceLock::new(),
+            accesses: AccessSampler::new(parts.backends.memory.clone(), parts.spec.hugepages),
             parts,
             inner: Mutex::new(Inner {
                 phase: Phase::Built(built),
@@ -129,7 +133,7 @@ impl Guest {
             events: Events::default(),
             reboots: AtomicU64::new(0),
             past: Mutex::default(),
-            sampler: Mutex::default(),
+            writes: Mutex::default(),
             migrating: AtomicBool::new(false),
             departures: Departures::default(),
         })
@@ -234,9 +238,32 @@ impl Guest {
         let mut counters = self.past().clone();
         counters.add(&counters::of(inner.phase.machine()?));
         drop(inner);
-        let mut sampler = self.sampler.lock().unwrap_or_else(PoisonError::into_inner);
-        counters.memory = sampler.step(self.memory(), Instant::now());
+        counters.memory = self.sample_memory(Instant::now());
         Ok(counters)
+    }
+
+    /// Look at how it uses its memory, as far as that is due at `now`; what is known of it.
+    pub fn sample_memory(&self, now: Instant) -> Option<MemorySample> {
+        let mut writes = self.writes.lock().unwrap_or_else(PoisonError::into_inner);
+        let sample = writes.step(self.memory(), now);
+        if self.accesses.conclude(now) {
+            let pages = self.accesses.draw(|page| writes.watches(page));
+            // Nobody makes it stand still while the lock is held.
+            let inner = self.lock();
+            if matches!(inner.phase, Phase::Running(_)) {
+                self.accesses.set_aside(&pages, now);
+            }
+        }
+        sample.map(|sample| MemorySample {
+            accessed: self.accesses.told(),
+            cost_us: sample.cost_us + self.accesses.cost().as_micros() as u64,
+            ..sample
+        })
+    }
+
+    /// All of its memory is where it belongs for as long as the answer lives.
+    pub fn keep_memory_home(&self) -> Bar<'_> {
+        self.accesses.bar()
     }
 
     fn past(&self) -> MutexGuard<'_, Counters> {

@@ -2,6 +2,7 @@
 
 pub mod acpi;
 pub mod api;
+mod aside;
 pub mod boot;
 pub mod bus;
 pub mod check;

@@ -17,6 +17,9 @@ use crate::layout::{RAM_GAP_END, RAM_GAP_START};
 /// KVM's dirty log never sees; live migration needs both.
 pub type GuestMemory = GuestMemoryMmap<AtomicBitmap>;
 
+/// Bytes of a huge page.
+pub const HUGE_PAGE_BYTES: usize = 2 << 20;
+
 /// Why there is no memory for the guest.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
@@ -125,6 +128,21 @@ pub fn populate<B: BitmapSlice>(place: &VolatileSlice<'_, B>) {
     // that does not know it (Linux before 5.14), or has no memory left, leaves the pages to be
     // made when they are written to.
     unsafe { libc::madvise(start, place.len(), libc::MADV_POPULATE_WRITE) };
+}
+
+/// Ask for one huge page in place of the small ones at `block`, [`HUGE_PAGE_BYTES`] of guest
+/// memory that all exist. The kernel copies them to where it has room; the guest waits for those
+/// it touches meanwhile.
+pub fn join(block: usize) {
+    // SAFETY: the range is mapped guest memory, no content of which the advice changes. A kernel
+    // that does not know it (Linux before 6.1), or has no huge page, leaves it to khugepaged.
+    unsafe {
+        libc::madvise(
+            block as *mut libc::c_void,
+            HUGE_PAGE_BYTES,
+            libc::MADV_COLLAPSE,
+        )
+    };
 }
 
 /// Throw away everything the guest wrote, as switching it off would.

@@ -97,15 +97,39 @@ pub struct MemorySample {
     pub touched_mib: u64,
     /// How much of it was written within so long: at each look, the shortest time first.
     pub dirtied: [Dirtied; LOOKS],
+    /// What was read or written; nothing where that cannot be told, or not yet.
+    #[serde(default)]
+    pub accessed: Option<Accessed>,
     /// Time that sampling has taken since the VMM started, in microseconds.
     pub cost_us: u64,
 }
 
 impl MemorySample {
     /// Memory that is written to: what was written within the longest time.
-    pub fn active_mib(&self) -> u64 {
+    pub fn written_mib(&self) -> u64 {
         self.dirtied[LOOKS - 1].bytes >> 20
     }
+
+    /// Memory that is in use, as far as can be told: what is read or written, or only what is
+    /// written.
+    pub fn active_mib(&self) -> u64 {
+        let accessed = self.accessed.filter(|accessed| accessed.taken_pages > 0);
+        accessed.map_or(self.written_mib(), |accessed| {
+            self.touched_mib * accessed.missed_pages / accessed.taken_pages
+        })
+    }
+}
+
+/// Pages that were taken away from the guest for a while: whoever reads or writes one misses it
+/// and is given it back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accessed {
+    /// Pages that were taken away, over the latest periods.
+    pub taken_pages: u64,
+    /// Those of them that were missed.
+    pub missed_pages: u64,
+    /// How long each was away unless it was missed, in microseconds.
+    pub within_us: u64,
 }
 
 /// What a disk has done.

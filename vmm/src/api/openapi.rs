@@ -110,7 +110,11 @@ fn schemas() -> Value {
             "watched_pages": count, "touched_mib": count, "cost_us": count,
             "dirtied": { "type": "array", "minItems": 3, "maxItems": 3, "items": object(&json!({
                 "after_us": count, "bytes": count
-            })) }
+            })) },
+            "accessed": { "oneOf": [reference("Accessed"), { "type": "null" }] }
+        })),
+        "Accessed": object(&json!({
+            "taken_pages": count, "missed_pages": count, "within_us": count
         })),
         "NetCounters": object(&json!({
             "received": count, "received_bytes": count, "sent": count, "sent_bytes": count,

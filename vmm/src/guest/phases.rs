@@ -74,6 +74,7 @@ impl Guest {
     pub(super) fn hold_locked(&self, inner: &mut Inner, who: Hold) -> Result<(), GuestError> {
         match std::mem::replace(&mut inner.phase, Phase::Gone) {
             Phase::Running(running) => {
+                self.accesses.call_home();
                 inner.phase = Phase::Paused(running.pause());
                 self.events.tell(Happening::State(State::Paused));
             }
@@ -155,6 +156,7 @@ impl Guest {
             return Err(GuestError::Leaving("reboot the guest"));
         }
         self.past().add(&counters::of(inner.phase.machine()?));
+        self.accesses.call_home();
         // The old machine goes before its memory does.
         inner.phase = Phase::Gone;
         between();
@@ -176,6 +178,8 @@ impl Guest {
 
     /// Switch it off for good.
     pub fn end(&self) {
-        self.lock().phase = Phase::Gone;
+        let mut inner = self.lock();
+        self.accesses.call_home();
+        inner.phase = Phase::Gone;
     }
 }

@@ -13,6 +13,7 @@ use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap}
 use vmm_sys_util::errno::Error as Errno;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::aside;
 use crate::interrupt::Doorbells;
 use crate::layout::{KVM_IDENTITY_MAP, KVM_TSS};
 use crate::memory::GuestMemory;
@@ -75,6 +76,8 @@ impl KvmError {
 
 /// Open /dev/kvm and see that it has what guests need.
 pub fn open() -> Result<Kvm, KvmError> {
+    // Whether they can be had or not.
+    let _ = aside::prepare();
     let kvm = Kvm::new().map_err(|error| match error.errno() {
         libc::ENOENT | libc::ENODEV | libc::ENXIO => KvmError::Absent,
         libc::EACCES | libc::EPERM => KvmError::Permission,

@@ -86,6 +86,8 @@ impl Departures {
         watch: &Watch,
         before_end: impl FnOnce(&Watch),
     ) -> Result<Outcome, MigrationError> {
+        // What is away looks as if it had never been touched.
+        let _home = guest.keep_memory_home();
         // A dry run is none of anybody's business.
         guest.set_migrating(!wish.dry_run);
         let outcome = depart(guest, wish, watch, before_end);

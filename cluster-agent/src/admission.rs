@@ -7,7 +7,7 @@ use axum::routing::post;
 use axum::{Json, Router};
 use cluster_core::admission::Refusal;
 use cluster_core::brain::Brain;
-use cluster_core::model::{Guest, Resources};
+use cluster_core::model::{Guest, GuestId, HostId, Resources};
 use cluster_core::settings::Enforcement;
 use hyper::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -32,14 +32,37 @@ pub fn member() -> Router<Arc<Api>> {
     Router::new().route("/member/guests/{guest}/admission", post(judge_here))
 }
 
+/// Where a guest is to start.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Where {
+    /// On this host; where the cluster thinks best if none is named.
+    #[serde(default)]
+    pub on: Option<HostId>,
+}
+
+/// A guest that somebody wants to start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Candidate {
+    /// What it is.
+    pub guest: Guest,
+    /// Where it is to start; nothing if it runs, and only its reservation is to change.
+    pub place: Option<Where>,
+}
+
 /// May this guest be started? Refused, or a warning, as the cluster's policy says.
-pub async fn ask(api: &Arc<Api>, name: &str, guest: Guest) -> Result<Option<String>, Refused> {
+pub async fn ask(
+    api: &Arc<Api>,
+    name: &str,
+    candidate: Candidate,
+) -> Result<Option<String>, Refused> {
     let verdict = if let Some(leader) = api.other_leader() {
         let path = format!("/member/guests/{name}/admission");
-        leader.call(Method::POST, &path, Some(&guest)).await?
+        leader.call(Method::POST, &path, Some(&candidate)).await?
     } else {
         let (api, name) = (State(api.clone()), Path(name.to_owned()));
-        judge_here(api, name, Json(guest)).await?.0
+        judge_here(api, name, Json(candidate)).await?.0
     };
     match verdict.objection {
         Some(why) if !verdict.only_warns => Err(Refused(StatusCode::CONFLICT, why)),
@@ -50,17 +73,39 @@ pub async fn ask(api: &Arc<Api>, name: &str, guest: Guest) -> Result<Option<Stri
 async fn judge_here(
     State(api): State<Arc<Api>>,
     Path(name): Path<String>,
-    Json(guest): Json<Guest>,
+    Json(candidate): Json<Candidate>,
 ) -> Result<Json<Verdict>, Refused> {
-    let judge = move |brain: &mut Brain, _now_us| {
-        let only_warns = brain.settings().enforcement == Enforcement::Warn;
-        let refusal = brain.admit(&name, &guest).and_then(Result::err);
-        Verdict {
-            objection: refusal.map(|refusal| words(&name, &refusal)),
-            only_warns,
-        }
-    };
+    let judge = move |brain: &mut Brain, _now_us| judge(brain, &name, &candidate);
     api.ask_leading(judge).await.map(Json)
+}
+
+fn judge(brain: &mut Brain, name: &GuestId, candidate: &Candidate) -> Verdict {
+    let Candidate { guest, place } = candidate;
+    let admitted = match brain.admit(name, guest) {
+        Some(Ok(admitted)) => Some(admitted),
+        Some(Err(refusal)) => {
+            return Verdict {
+                objection: Some(words(name, &refusal)),
+                only_warns: brain.settings().enforcement == Enforcement::Warn,
+            };
+        }
+        None => None,
+    };
+    let placed = match place {
+        Some(Where { on: Some(host) }) => brain.place_on(name, guest, host),
+        Some(Where { on: None }) if brain.is_placed_by_hand(guest) => {
+            let best = admitted.map_or("HOST".to_owned(), |admitted| admitted.host);
+            Err(format!(
+                "{name} is placed by hand, for its automation is manual; best would be: \
+                 godwit start {name} --on {best}"
+            ))
+        }
+        _ => Ok(()),
+    };
+    Verdict {
+        objection: placed.err(),
+        only_warns: false,
+    }
 }
 
 fn words(guest: &str, refusal: &Refusal) -> String {

@@ -1,7 +1,9 @@
 //! How busy this host is, guests and all.
 
 use std::fs;
+use std::thread::available_parallelism;
 
+use cluster_core::model::Resources;
 use cluster_core::observation::HostCounted;
 use shared_storage::clock::boottime_us;
 
@@ -18,10 +20,14 @@ pub fn count() -> Option<HostCounted> {
     let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
     let total = meminfo_mib(&meminfo, "MemTotal:")?;
     let available = meminfo_mib(&meminfo, "MemAvailable:")?;
+    // The pool of huge pages counts as used, and as guests' once they use it: as neither here.
+    let pool = meminfo_mib(&meminfo, "Hugetlb:").unwrap_or_default();
+    let cores = available_parallelism().ok()?.get() as u64;
     Some(HostCounted {
         at_us,
         busy_us: busy_us(&stat)?,
-        used_mib: total.saturating_sub(available),
+        used_mib: total.saturating_sub(available + pool),
+        machine: Resources::new(cores * 1000, total),
     })
 }
 

@@ -160,11 +160,12 @@ fn hosts(
                     .iter()
                     .filter(|guest| guest.host.as_ref() == Some(name))
             };
+            let known = brain.cluster().and_then(|cluster| cluster.hosts.get(name));
             HostView {
                 name: name.clone(),
                 address: host.address,
                 health,
-                capacity: host.capacity,
+                capacity: known.map_or(host.capacity, |known| known.capacity),
                 reserved: Resources::new(0, here().map(|guest| guest.memory_mib).sum()),
                 demand: Resources::new(here().map(|guest| guest.demand_mcpu).sum(), 0),
                 load_permille: loads.and_then(|of| of.get(name)).copied().unwrap_or(0),

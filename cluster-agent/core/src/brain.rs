@@ -5,6 +5,7 @@
 //! runs. It holds no truth: who owns a guest or the lead is what their leases say, and a
 //! new brain (after an agent restart, on a new leader) finds out from them.
 
+mod admitting;
 mod duty;
 mod early;
 mod watch;
@@ -17,7 +18,6 @@ use alloc::vec::Vec;
 use storage_core::hold::Hold;
 
 use self::early::EarlyOrders;
-use crate::admission::{Admission, Admitted, Refusal, Reserve};
 use crate::balance::Move;
 use crate::drs::{Drs, Order};
 use crate::event::{Action, Event, Level, Record};
@@ -26,7 +26,7 @@ use crate::leader::Contest;
 use crate::leading::Leading;
 use crate::member::Member;
 use crate::messages::{GuestState, HostNote, Incarnation, LeaseSeen, Message, MoveOutcome};
-use crate::model::{Cluster, Guest, GuestId, HostId, Resources};
+use crate::model::{Cluster, GuestId, HostId};
 use crate::observation::Observation;
 use crate::settings::{Inventory, Settings, Waits};
 
@@ -156,19 +156,6 @@ impl Brain {
             .unwrap_or_default()
     }
 
-    /// On the leader: may this guest be started, or have this reservation, under the admission
-    /// policy? An admitted guest goes where the verdict says once it is wanted. `None`: this
-    /// host does not lead; ask the one that does.
-    pub fn admit(&mut self, name: &GuestId, guest: &Guest) -> Option<Result<Admitted, Refusal>> {
-        let policy = self.settings().admission;
-        let leading = self.leading.as_mut()?;
-        let verdict = Admission::new(leading.cluster(), policy).may_start(name, guest);
-        if let Ok(admitted) = &verdict {
-            leading.failover.hint(name, admitted.host.clone());
-        }
-        Some(verdict)
-    }
-
     /// On the leader: migrate a guest, to the best host if none is named. Answers where it is,
     /// where it goes and the number of the order; how it went is told by the history.
     pub fn migrate(
@@ -207,18 +194,6 @@ impl Brain {
         let may_act = self.hold.is_live(self.now_us);
         self.member
             .may_arrive((&self.me, may_act), inventory, guest)
-    }
-
-    /// On the leader: may this host be emptied for maintenance under the admission policy?
-    pub fn may_rest(&self, host: &str) -> Option<Result<(), Refusal>> {
-        let policy = self.settings().admission;
-        Some(Admission::new(self.cluster()?, policy).may_rest(host))
-    }
-
-    /// On the leader: how many more guests of this size would be admitted?
-    pub fn reserve(&self, size: Resources) -> Option<Reserve> {
-        let policy = self.settings().admission;
-        Some(Admission::new(self.cluster()?, policy).reserve(size))
     }
 
     /// The state of another host as seen from here, and since when.
@@ -278,7 +253,10 @@ impl Brain {
             Event::Received { from, message } => self.receive(&from, message, actions),
             Event::Local { guest, now } => self.member.local(guest, now),
             Event::Counted { guest, counted } => self.member.counted(guest, counted),
-            Event::HostCounted(counted) => self.member.host_counted(counted),
+            Event::HostCounted(counted) => {
+                let by = self.settings().drs.smoothing;
+                self.member.host_counted(counted, &by);
+            }
             Event::Migrated { guest, outcome } => {
                 if let Some(ended) = self.member.migrated(&guest, outcome) {
                     actions.push(Action::Record(ended.record));

@@ -101,8 +101,8 @@ pub struct Failover {
     troubles: BTreeMap<GuestId, Trouble>,
     lost_since_us: BTreeMap<GuestId, u64>,
     said: BTreeMap<GuestId, String>,
-    /// Where admission control found that a guest goes best.
-    hints: BTreeMap<GuestId, HostId>,
+    /// Where a guest goes best, and who says so.
+    hints: BTreeMap<GuestId, (HostId, &'static str)>,
 }
 
 impl Failover {
@@ -123,9 +123,9 @@ impl Failover {
         self.said.iter()
     }
 
-    /// Admission control found a host for a guest that is about to be wanted.
-    pub fn hint(&mut self, guest: &GuestId, host: HostId) {
-        self.hints.insert(guest.clone(), host);
+    /// Somebody found a host for a guest that is about to be wanted.
+    pub fn hint(&mut self, guest: &GuestId, host: HostId, who: &'static str) {
+        self.hints.insert(guest.clone(), (host, who));
     }
 
     /// Gives a guest, or all, a fresh start: the operator changed something.
@@ -367,23 +367,23 @@ impl Failover {
         }
     }
 
-    /// Where admission control said if that still holds, else the best place there is.
+    /// Where the hint says if that still holds, else the best place there is.
     fn find_place(
         &mut self,
         guest: &GuestId,
         avoid: &BTreeSet<HostId>,
         plan: &Plan<'_>,
     ) -> Result<Choice, Nowhere> {
-        if let Some(hint) = self
+        if let Some((hint, who)) = self
             .hints
             .remove(guest)
-            .filter(|host| !avoid.contains(host))
+            .filter(|(host, _)| !avoid.contains(host))
         {
             let hosts = plan.cluster.hosts.keys();
             let others = hosts.filter(|host| **host != hint).cloned().collect();
             let hinted = place(&plan.cluster, &plan.book, &plan.usage, guest, &others);
             if let Ok(Choice { host, .. }) = hinted {
-                let because = format!("admission control chose {host}");
+                let because = format!("{who} chose {host}");
                 return Ok(Choice { host, because });
             }
         }

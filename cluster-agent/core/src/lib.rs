@@ -22,6 +22,7 @@ pub mod migration_cost;
 pub mod model;
 pub mod moves;
 pub mod observation;
+pub mod own_needs;
 pub mod owners;
 pub mod placement;
 pub mod rules;

@@ -5,6 +5,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
+use crate::demand::Smoothing;
 use crate::event::{Action, StopHow};
 use crate::messages::{
     GuestState, Incarnation, LocalGuest, MoveAnswer, MoveOrder, MoveOutcome, ReleaseOrder, Report,
@@ -14,7 +15,8 @@ use crate::migration_cost::Link;
 use crate::model::{Desired, GuestId, HostId, Resources};
 use crate::moves::{Ended, Moves, NotBegun};
 use crate::observation::{Counted, HostCounted};
-use crate::settings::Inventory;
+use crate::own_needs::{OwnNeeds, for_guests};
+use crate::settings::{HostEntry, Inventory};
 
 /// A report is repeated so often even if nothing changed: any may be lost.
 const REPORT_EVERY_US: u64 = 1_000_000;
@@ -36,6 +38,7 @@ pub struct Member {
     locals: BTreeMap<GuestId, LocalGuest>,
     counted: BTreeMap<GuestId, Counted>,
     host_counted: Option<HostCounted>,
+    own_needs: OwnNeeds,
     link: Option<Link>,
     starts: BTreeMap<GuestId, Start>,
     stopping: BTreeSet<GuestId>,
@@ -71,7 +74,8 @@ impl Member {
     }
 
     /// The kernel of this host has counted so much; it goes with the next report.
-    pub fn host_counted(&mut self, counted: HostCounted) {
+    pub fn host_counted(&mut self, counted: HostCounted, by: &Smoothing) {
+        self.own_needs.count(counted, &self.counted, by);
         self.host_counted = Some(counted);
     }
 
@@ -96,6 +100,7 @@ impl Member {
             guests: self.locals.clone(),
             counted: self.counted.clone(),
             host_counted: self.host_counted,
+            own_needs: self.own_needs.told(),
             link: self.link,
         })
     }
@@ -193,11 +198,19 @@ impl Member {
         let Some(guest) = inventory.guests.get(guest) else {
             return Err("this host has not read its spec yet".to_string());
         };
-        let free = host.capacity.minus(self.reserved(inventory));
+        let free = self.capacity(host).minus(self.reserved(inventory));
         if !guest.reservation.fits(free) {
             return Err(format!("it needs {}, {free} are free", guest.reservation));
         }
         Ok(())
+    }
+
+    /// What this host has for guests.
+    fn capacity(&self, host: &HostEntry) -> Resources {
+        match (self.host_counted, self.own_needs.told()) {
+            (Some(counted), Some(own)) => for_guests(host.capacity, counted.machine, own),
+            _ => host.capacity,
+        }
     }
 
     /// A leader orders a migration: begin it, or refuse.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use storage_core::record::LeaseRecord;
 
 use crate::migration_cost::Link;
-use crate::model::{GuestId, HostId};
+use crate::model::{GuestId, HostId, Resources};
 use crate::observation::{Counted, HostCounted};
 
 pub use storage_core::record::{Holder, Incarnation};
@@ -57,6 +57,9 @@ pub struct Report {
     /// What the host's kernel has counted.
     #[serde(default)]
     pub host_counted: Option<HostCounted>,
+    /// What the host needs for itself, once it knows.
+    #[serde(default)]
+    pub own_needs: Option<Resources>,
     /// What migrations from here have shown.
     #[serde(default)]
     pub link: Option<Link>,

@@ -114,7 +114,8 @@ impl HostMode {
 /// A host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Host {
-    /// What guests may use: the machine less what the host itself needs.
+    /// What guests may use: the machine less what the host itself needs
+    /// ([`crate::own_needs`]).
     pub capacity: Resources,
     /// What it may be asked to do.
     #[serde(default)]

@@ -13,6 +13,7 @@ use crate::demand::{Demand, Sample, Smoothing};
 use crate::messages::Report;
 use crate::migration_cost::{Link, MigrationCost, Writes};
 use crate::model::{Cluster, Guest, GuestId, HostId, Resources};
+use crate::own_needs::for_guests;
 
 /// A sample is taken over at least so long.
 const SAMPLE_US: u64 = 2_000_000;
@@ -48,6 +49,9 @@ pub struct HostCounted {
     pub busy_us: u64,
     /// Memory that is not available for new uses, in MiB.
     pub used_mib: u64,
+    /// All that it has.
+    #[serde(default)]
+    pub machine: Resources,
 }
 
 /// What a guest did over the last interval.
@@ -83,6 +87,9 @@ struct Watched {
 struct WatchedHost {
     last: HostCounted,
     busy_mcpu: Option<u64>,
+    /// What the inventory grants to guests.
+    granted: Resources,
+    own_needs: Option<Resources>,
 }
 
 /// All that is seen.
@@ -102,8 +109,12 @@ impl Observation {
         cluster: &mut Cluster,
         by: &Smoothing,
     ) {
-        if let Some(counted) = report.host_counted {
-            self.hosts.entry(host.clone()).or_default().count(counted);
+        if let (Some(counted), Some(watched)) = (report.host_counted, self.hosts.get_mut(host)) {
+            watched.count(counted);
+            watched.own_needs = report.own_needs.or(watched.own_needs);
+            if let Some(host) = cluster.hosts.get_mut(host) {
+                host.capacity = watched.capacity();
+            }
         }
         for (name, counted) in &report.counted {
             let epoch = report.guests.get(name).map_or(0, |local| local.epoch);
@@ -120,7 +131,8 @@ impl Observation {
         }
     }
 
-    /// Lets the cluster know what is known; guests that are gone are forgotten.
+    /// Lets a cluster that is as the inventory has it know what is known; guests and hosts that
+    /// are gone are forgotten.
     pub fn apply(&mut self, cluster: &mut Cluster) {
         self.guests
             .retain(|name, _| cluster.guests.contains_key(name));
@@ -130,6 +142,11 @@ impl Observation {
             if let Some(guest) = cluster.guests.get_mut(name) {
                 watched.tell(guest);
             }
+        }
+        for (name, host) in &mut cluster.hosts {
+            let watched = self.hosts.entry(name.clone()).or_default();
+            watched.granted = host.capacity;
+            host.capacity = watched.capacity();
         }
     }
 
@@ -186,7 +203,11 @@ impl Watched {
                 counted.run_delay_us.saturating_sub(last.run_delay_us),
                 elapsed_us,
             ),
-            active_mib: counted.resident_mib,
+            active_mib: counted
+                .memory
+                .map(|memory| in_use_mib(memory, counted.resident_mib))
+                .or(self.rates.map(|rates| rates.sample.active_mib))
+                .unwrap_or(counted.resident_mib),
         };
         if let Some(memory) = counted.memory {
             self.writes.observe(now_us / 1000, memory, by);
@@ -202,16 +223,31 @@ impl Watched {
     }
 }
 
+/// Memory that a guest uses: what it reads or writes where its VMM can tell, else all that it
+/// ever touched.
+fn in_use_mib(memory: MemorySample, resident_mib: u64) -> u64 {
+    match memory.accessed {
+        Some(_) => memory.active_mib(),
+        None => resident_mib,
+    }
+}
+
 impl WatchedHost {
+    /// What it has for guests.
+    fn capacity(&self) -> Resources {
+        match self.own_needs {
+            Some(own) => for_guests(self.granted, self.last.machine, own),
+            None => self.granted,
+        }
+    }
+
     fn count(&mut self, counted: HostCounted) {
         let last = self.last;
         let elapsed_us = counted.at_us.saturating_sub(last.at_us);
         let anew = last.at_us == 0 || counted.at_us < last.at_us || counted.busy_us < last.busy_us;
         if anew {
-            *self = Self {
-                last: counted,
-                busy_mcpu: None,
-            };
+            self.last = counted;
+            self.busy_mcpu = None;
         } else if elapsed_us >= SAMPLE_US {
             self.busy_mcpu = Some(mcpu(counted.busy_us - last.busy_us, elapsed_us));
             self.last = counted;
@@ -219,14 +255,18 @@ impl WatchedHost {
     }
 }
 
-fn mcpu(cpu_us: u64, elapsed_us: u64) -> u64 {
+/// Processor time over a time, in thousandths of a core.
+pub(crate) fn mcpu(cpu_us: u64, elapsed_us: u64) -> u64 {
     cpu_us.saturating_mul(1000) / elapsed_us.max(1)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vmm_core::control::Accessed;
+
     use crate::messages::{GuestState, LocalGuest};
+    use crate::model::Host;
 
     fn report(epoch: u64, seconds: u64, cpu_s: u64, delay_s: u64) -> Report {
         let local = LocalGuest {
@@ -250,23 +290,80 @@ mod tests {
             at_us: counted.at_us,
             busy_us: counted.cpu_us * 2,
             used_mib: 300,
+            machine: Resources::new(8000, 4096),
         });
         report
     }
 
     fn cluster() -> Cluster {
         let mut cluster = Cluster::default();
-        cluster
-            .hosts
-            .insert("a".into(), crate::model::Host::default());
+        for name in ["a", "b"] {
+            let host = Host {
+                capacity: Resources::new(8000, 3500),
+                ..Host::default()
+            };
+            cluster.hosts.insert(name.into(), host);
+        }
         let guest = Guest::sized(Resources::new(4000, 1024));
         cluster.guests.insert("g".into(), guest);
         cluster
     }
 
+    fn known() -> (Observation, Cluster) {
+        let (mut seen, mut cluster) = (Observation::default(), cluster());
+        seen.apply(&mut cluster);
+        (seen, cluster)
+    }
+
+    #[test]
+    fn what_a_host_needs_itself_is_no_room_for_guests() {
+        let (mut seen, mut cluster) = known();
+        let by = Smoothing::default();
+        let mut told = report(1, 10, 10, 0);
+        told.own_needs = Some(Resources::new(700, 1000));
+        seen.reported(10_000_000, &"a".into(), &told, &mut cluster, &by);
+        let netted = Resources::new(7300, 3096);
+        assert_eq!(cluster.hosts["a"].capacity, netted);
+        // The inventory is read anew; an agent that has just begun does not know yet.
+        cluster = self::cluster();
+        seen.apply(&mut cluster);
+        told.own_needs = None;
+        seen.reported(11_000_000, &"a".into(), &told, &mut cluster, &by);
+        assert_eq!(cluster.hosts["a"].capacity, netted);
+        assert_eq!(cluster.hosts["b"].capacity, Resources::new(8000, 3500));
+    }
+
+    #[test]
+    fn memory_that_is_in_use_counts_where_it_can_be_told() {
+        let (mut seen, mut cluster) = known();
+        let by = Smoothing::default();
+        let mut sample = MemorySample {
+            touched_mib: 80,
+            ..MemorySample::default()
+        };
+        for (at, accessed) in [(10, None), (20, None), (30, Some(16))] {
+            sample.accessed = accessed.map(|missed_pages| Accessed {
+                taken_pages: 64,
+                missed_pages,
+                within_us: 10_000_000,
+            });
+            let mut told = report(1, at, 0, 0);
+            for counted in told.counted.values_mut() {
+                counted.memory = Some(sample);
+            }
+            seen.reported(at * 1_000_000, &"a".into(), &told, &mut cluster, &by);
+        }
+        let rates = seen.rates("g").expect("rates");
+        assert_eq!((rates.active_mib, rates.sample.active_mib), (Some(20), 20));
+        assert!(
+            cluster.guests["g"].demand.memory_mib > 90,
+            "it falls slowly"
+        );
+    }
+
     #[test]
     fn differences_become_demand() {
-        let (mut seen, mut cluster) = (Observation::default(), cluster());
+        let (mut seen, mut cluster) = known();
         let by = Smoothing::default();
         for (seconds, report) in [(100, report(1, 10, 10, 0)), (110, report(1, 20, 15, 2))] {
             seen.reported(seconds * 1_000_000, &"a".into(), &report, &mut cluster, &by);
@@ -284,7 +381,7 @@ mod tests {
 
     #[test]
     fn a_move_begins_the_counters_anew_and_keeps_the_demand() {
-        let (mut seen, mut cluster) = (Observation::default(), cluster());
+        let (mut seen, mut cluster) = known();
         let by = Smoothing::default();
         let reports = [
             (100, "a", report(1, 10, 10, 0)),

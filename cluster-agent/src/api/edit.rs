@@ -13,7 +13,7 @@ use shared_storage::{Datastore, StoreError};
 use super::check::check;
 use super::routes::{Answer, Api, Refused, no_guest, said};
 use super::views::EditGuest;
-use crate::admission;
+use crate::admission::{self, Candidate};
 use crate::driver::Input;
 use crate::guest_file::GuestFile;
 use crate::http::wish::Wish;
@@ -68,7 +68,11 @@ async fn edit(
         return Ok(said(format!("{guest} is like that already")));
     }
     let warning = if plan.wants_more() {
-        admission::ask(&api, &guest, plan.model()).await?
+        let candidate = Candidate {
+            guest: plan.model(),
+            place: None,
+        };
+        admission::ask(&api, &guest, candidate).await?
     } else {
         None
     };

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::views::{ClusterView, CreateGuest, Event, StopGuest};
 use super::{clone, create, edit, power};
-use crate::admission;
+use crate::admission::{self, Candidate, Where};
 use crate::console;
 use crate::driver::Input;
 use crate::drs;
@@ -371,7 +371,7 @@ async fn create_guest(State(api): State<Arc<Api>>, Wish(wish): Wish<CreateGuest>
             "{name} is made; start it with: godwit start {name}"
         )));
     }
-    start_guest(&api, &name)
+    start_guest(&api, &name, Where::default())
         .await
         .map_err(|Refused(status, why)| {
             Refused(status, format!("{name} is made, but not started: {why}"))
@@ -383,11 +383,15 @@ fn running(guest: &super::views::GuestView) -> Option<String> {
     Some(format!("{} runs on {host}", guest.name))
 }
 
-async fn start(State(api): State<Arc<Api>>, Path(guest): Path<String>) -> Answer {
-    start_guest(&api, &guest).await
+async fn start(
+    State(api): State<Arc<Api>>,
+    Path(guest): Path<String>,
+    Query(place): Query<Where>,
+) -> Answer {
+    start_guest(&api, &guest, place).await
 }
 
-async fn start_guest(api: &Arc<Api>, guest: &str) -> Answer {
+async fn start_guest(api: &Arc<Api>, guest: &str, place: Where) -> Answer {
     let name = guest.to_owned();
     let read = move |store: &Datastore| {
         let dir = store.guest(&name).map_err(|error| no_guest(&name, error))?;
@@ -396,8 +400,22 @@ async fn start_guest(api: &Arc<Api>, guest: &str) -> Answer {
     let file = api.on_store(read).await?;
     let warning = match file.desired {
         // It has been admitted, and may be waiting for room.
-        Desired::Running => None,
-        Desired::Stopped => admission::ask(api, guest, file.model()).await?,
+        Desired::Running => match place.on {
+            None => None,
+            Some(host) => {
+                let why = format!(
+                    "{guest} runs or is about to; to move it: godwit migrate {guest} {host}"
+                );
+                return Err(Refused(StatusCode::CONFLICT, why));
+            }
+        },
+        Desired::Stopped => {
+            let candidate = Candidate {
+                guest: file.model(),
+                place: Some(place),
+            };
+            admission::ask(api, guest, candidate).await?
+        }
     };
     api.change_guest(guest, |file| file.desired = Desired::Running)
         .await?;

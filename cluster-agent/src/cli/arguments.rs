@@ -70,6 +70,9 @@ pub enum Verb {
     Start {
         /// The guest; the beginning of its name is enough.
         guest: String,
+        /// Start it on this host, if it has room and rules allow it.
+        #[arg(long, value_name = "HOST")]
+        on: Option<String>,
     },
     /// Stop a guest: press its power button, and cut its power when it takes too long.
     Stop {

@@ -113,7 +113,11 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
         Verb::Create(arguments) => guests::create(&agent, arguments).await,
         Verb::Clone(arguments) => guests::clone(&agent, arguments).await,
         Verb::Edit(arguments) => guests::edit(&agent, arguments).await,
-        Verb::Start { guest } => agent.guest_act(&guest, "start", &()).await,
+        Verb::Start { guest, on } => {
+            let place = on.map(|host| format!("?on={host}")).unwrap_or_default();
+            let act = format!("start{place}");
+            agent.guest_act(&guest, &act, &()).await
+        }
         Verb::Stop { guest, grace } => {
             agent
                 .guest_act(&guest, "stop", &StopGuest { grace_s: grace })

@@ -84,13 +84,7 @@ pub fn hosts(hosts: &[HostView]) -> String {
                 host.health.clone(),
                 host.address.to_string(),
                 host.guests.to_string(),
-                format!(
-                    "{} {}.{}/{}",
-                    bar(demand, has),
-                    demand / 1000,
-                    demand % 1000 / 100,
-                    has / 1000
-                ),
+                format!("{} {}/{}", bar(demand, has), cores(demand), cores(has)),
                 percent(host.load_permille),
                 format!("{} {} of {}", bar(taken, room), memory(taken), memory(room)),
             ]
@@ -102,6 +96,11 @@ pub fn hosts(hosts: &[HostView]) -> String {
         ],
         &rows,
     )
+}
+
+/// Thousandths of a core in cores.
+fn cores(mcpu: u64) -> String {
+    format!("{}.{}", mcpu / 1000, mcpu % 1000 / 100)
 }
 
 /// `godwit guests`.

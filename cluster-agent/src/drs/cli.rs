@@ -47,7 +47,7 @@ pub struct SetArguments {
     pub automation: Option<Level>,
     /// This guest's automation instead of the cluster's.
     #[arg(long, requires = "automation", conflicts_with_all = ["threshold", "round", "at_once",
-        "at_once_per_host", "hold", "rise", "fall"])]
+        "at_once_per_host", "at_once_per_link", "hold", "rise", "fall"])]
     pub guest: Option<String>,
     /// 1 (conservative) to 5 (eager).
     #[arg(long)]
@@ -61,6 +61,9 @@ pub struct SetArguments {
     /// Migrations at a time into or out of one host.
     #[arg(long)]
     pub at_once_per_host: Option<u32>,
+    /// Migrations at a time between two hosts, both ways together.
+    #[arg(long)]
+    pub at_once_per_link: Option<u32>,
     /// Seconds that a jump in demand has to last before it counts.
     #[arg(long)]
     pub hold: Option<u64>,
@@ -75,7 +78,7 @@ pub struct SetArguments {
 /// How much is done without asking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Level {
-    /// Everything is recommended.
+    /// Everything is recommended: where a guest starts, too.
     Manual,
     /// Guests are placed when they start; moves are recommended.
     Partial,
@@ -125,7 +128,7 @@ async fn explain(agent: &Agent, number: u64) -> Result<(), CliError> {
     if agent.json {
         return print_json(step);
     }
-    print(&screen::explanation(number, step, &drs.settings))
+    print(&screen::explanation(number, step, &drs))
 }
 
 async fn set(agent: &Agent, wish: SetArguments) -> Result<(), CliError> {
@@ -147,6 +150,7 @@ async fn set(agent: &Agent, wish: SetArguments) -> Result<(), CliError> {
         round_ms: ms(wish.round),
         at_once: wish.at_once,
         at_once_per_host: wish.at_once_per_host,
+        at_once_per_link: wish.at_once_per_link,
         hold_ms: ms(wish.hold),
         rise_ms: ms(wish.rise),
         fall_ms: ms(wish.fall),

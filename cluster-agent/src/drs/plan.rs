@@ -39,6 +39,9 @@ pub struct PlanArguments {
     /// Migrations at a time into or out of one host.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     pub at_once_per_host: u32,
+    /// Migrations at a time between two hosts, both ways together.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
+    pub at_once_per_link: u32,
     /// Host failures that must always be survived; 0 turns admission control off.
     #[arg(long, default_value_t = 1)]
     pub tolerate: u32,
@@ -137,6 +140,7 @@ impl PlanArguments {
             max_steps: self.max_steps,
             at_once: self.at_once,
             at_once_per_host: self.at_once_per_host,
+            at_once_per_link: self.at_once_per_link,
             admission: match self.tolerate {
                 0 => AdmissionPolicy::Off,
                 failures => AdmissionPolicy::TolerateHostFailures(failures),

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use cluster_core::balance::{Recommendation, Why};
-use cluster_core::drs::{Automation, DrsSettings};
+use cluster_core::drs::Automation;
 use cluster_core::score::Assessment;
 
 use super::view::DrsView;
@@ -76,7 +76,7 @@ pub fn recommendations(drs: &DrsView) -> String {
 }
 
 /// `godwit drs explain`.
-pub fn explanation(number: u64, step: &Recommendation, settings: &DrsSettings) -> String {
+pub fn explanation(number: u64, step: &Recommendation, drs: &DrsView) -> String {
     let mut out = format!("recommendation {number}: {}\n\n", step.words);
     for one in &step.moves {
         let _ = writeln!(
@@ -115,6 +115,7 @@ pub fn explanation(number: u64, step: &Recommendation, settings: &DrsSettings) -
             thousandths(step.blackout_us)
         );
     }
+    let settings = &drs.settings;
     let bar = settings.bar();
     let _ = match step.why {
         Why::Balance | Why::Swap => writeln!(
@@ -130,15 +131,24 @@ pub fn explanation(number: u64, step: &Recommendation, settings: &DrsSettings) -
     if !step.obeys.is_empty() {
         let _ = writeln!(out, "obeys     {}", step.obeys.join(", "));
     }
-    let _ = match settings.automation {
-        Automation::Full => writeln!(out, "\nis carried out by itself"),
-        _ => writeln!(
-            out,
-            "\nis recommended only: automation is {}",
-            settings.automation.word()
-        ),
-    };
+    let _ = writeln!(out, "\n{}", who_acts(number, step, drs));
     out
+}
+
+/// Is it carried out by itself, or does it wait for somebody?
+fn who_acts(number: u64, step: &Recommendation, drs: &DrsView) -> String {
+    if matches!(step.why, Why::Maintenance { .. }) {
+        return "is carried out by itself: maintenance was asked for".to_owned();
+    }
+    let mut guests = step.moves.iter().map(|one| one.guest.as_str());
+    match guests.find(|guest| drs.automation(guest) != Automation::Full) {
+        None => "is carried out by itself: automation is full".to_owned(),
+        Some(guest) => format!(
+            "is recommended only: automation of {guest} is {}; to carry it out: \
+             godwit drs apply {number}",
+            drs.automation(guest).word()
+        ),
+    }
 }
 
 fn why(why: &Why) -> String {

@@ -1,8 +1,10 @@
 //! What the API says and is told about balancing, as JSON.
 
+use std::collections::BTreeMap;
+
 use cluster_core::brain::Brain;
 use cluster_core::drs::{Automation, DrsSettings, Round, UnderWay};
-use cluster_core::model::Cluster;
+use cluster_core::model::{Cluster, GuestId};
 use cluster_core::rules::violations;
 use serde::{Deserialize, Serialize};
 use shared_storage::clock::boottime_us;
@@ -22,6 +24,9 @@ pub struct DrsView {
     /// Rules that are broken now.
     #[serde(default)]
     pub broken: Vec<BrokenRule>,
+    /// Guests with an automation of their own.
+    #[serde(default)]
+    pub guests: BTreeMap<GuestId, Automation>,
 }
 
 /// A rule that is broken now.
@@ -47,8 +52,21 @@ impl DrsView {
             round: drs.round().clone(),
             under_way: drs.under_way().to_vec(),
             broken: brain.cluster().map(broken).unwrap_or_default(),
+            guests: brain.cluster().map(own_levels).unwrap_or_default(),
         })
     }
+
+    /// How much is done with a guest without asking.
+    pub fn automation(&self, guest: &str) -> Automation {
+        let own = self.guests.get(guest);
+        own.copied().unwrap_or(self.settings.automation)
+    }
+}
+
+fn own_levels(cluster: &Cluster) -> BTreeMap<GuestId, Automation> {
+    let all = cluster.guests.iter();
+    all.filter_map(|(name, guest)| Some((name.clone(), guest.automation?)))
+        .collect()
 }
 
 fn broken(cluster: &Cluster) -> Vec<BrokenRule> {
@@ -75,6 +93,8 @@ pub struct ChangeDrs {
     pub at_once: Option<u32>,
     /// Migrations at a time into or out of one host.
     pub at_once_per_host: Option<u32>,
+    /// Migrations at a time between two hosts, both ways together.
+    pub at_once_per_link: Option<u32>,
     /// How long a jump in demand has to last before it counts.
     pub hold_ms: Option<u64>,
     /// Time constant of rising demand.
@@ -110,7 +130,8 @@ impl ChangeDrs {
             let most_s = TIME_MS_MAX / 1000;
             return Err(format!("{name} is at most a day ({most_s} s)"));
         }
-        if self.at_once == Some(0) || self.at_once_per_host == Some(0) {
+        let limits = [self.at_once, self.at_once_per_host, self.at_once_per_link];
+        if limits.contains(&Some(0)) {
             return Err(
                 "at least one migration at a time; to stop them: --automation manual".to_owned(),
             );
@@ -120,6 +141,7 @@ impl ChangeDrs {
         set(&mut settings.round_ms, self.round_ms);
         set(&mut settings.at_once, self.at_once);
         set(&mut settings.at_once_per_host, self.at_once_per_host);
+        set(&mut settings.at_once_per_link, self.at_once_per_link);
         set(&mut settings.smoothing.hold_ms, self.hold_ms);
         set(&mut settings.smoothing.rise_ms, self.rise_ms);
         set(&mut settings.smoothing.fall_ms, self.fall_ms);

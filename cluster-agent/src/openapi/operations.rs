@@ -146,12 +146,15 @@ pub(super) const OPERATIONS: &[Operation] = &[
         "Delete a guest that is off, with its disks",
         None,
     ),
-    act(
-        "post",
-        "/v1/guests/{guest}/start",
-        "Start it on the best host with room",
-        None,
-    ),
+    Operation {
+        query: &[("on", false, "Name")],
+        ..act(
+            "post",
+            "/v1/guests/{guest}/start",
+            "Start it on the best host with room, or on that host",
+            None,
+        )
+    },
     act(
         "post",
         "/v1/guests/{guest}/stop",

@@ -161,12 +161,14 @@ fn balance() -> Value {
     json!({
         "Drs": object(&json!({
             "settings": { "type": "object" }, "settled": flag, "round": { "type": "object" },
-            "under-way": { "type": "array" }, "broken": { "type": "array" }
+            "under-way": { "type": "array" }, "broken": { "type": "array" },
+            "guests": { "type": "object", "additionalProperties": level }
         })),
         "ChangeDrs": request(&[], &json!({
             "automation": or_null(&level),
             "threshold": or_null(&json!({ "type": "integer", "minimum": 1, "maximum": 5 })),
-            "round-ms": count, "at-once": count, "at-once-per-host": count, "hold-ms": count,
+            "round-ms": count, "at-once": count, "at-once-per-host": count, "at-once-per-link": count,
+            "hold-ms": count,
             "rise-ms": count, "fall-ms": count
         })),
         "ChangeGuestDrs": request(&["movable"], &json!({

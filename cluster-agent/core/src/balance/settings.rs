@@ -29,6 +29,8 @@ pub struct Balance {
     pub at_once: u32,
     /// Migrations at a time into or out of one host.
     pub at_once_per_host: u32,
+    /// Migrations at a time between two hosts, both ways together.
+    pub at_once_per_link: u32,
     /// What stays free for the loss of hosts.
     pub admission: AdmissionPolicy,
     /// `Warn`: the reserve is not kept.
@@ -47,6 +49,7 @@ impl Default for Balance {
             max_steps: 250,
             at_once: 8,
             at_once_per_host: 2,
+            at_once_per_link: 2,
             admission: AdmissionPolicy::default(),
             enforcement: Enforcement::default(),
             min_gain_ppm: 10_000,

@@ -5,7 +5,7 @@
 //! guests to others that move in this wave, and within the limits of migrations at a time;
 //! otherwise a new wave begins.
 
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -19,6 +19,7 @@ struct Wave {
     steps: Vec<usize>,
     moves: u32,
     per_host: Vec<u32>,
+    per_link: BTreeMap<(H, H), u32>,
     /// Guests that move in it, and the rules they are bound by.
     guests: BTreeSet<G>,
     tied: bool,
@@ -30,6 +31,7 @@ impl Wave {
             steps: Vec::new(),
             moves: 0,
             per_host: vec![0; hosts],
+            per_link: BTreeMap::new(),
             guests: BTreeSet::new(),
             tied: false,
         }
@@ -46,12 +48,14 @@ impl Wave {
             return false;
         }
         let per_host = limits.at_once_per_host.max(1);
+        let on_link = |from: H, to: H| self.per_link.get(&link(from, to)).copied();
         self.moves < limits.at_once.max(1)
             && step.moves.iter().all(|(guest, from, to)| {
                 let size = books.guests[*guest as usize].size;
                 !self.guests.contains(guest)
                     && self.per_host[*from as usize] < per_host
                     && self.per_host[*to as usize] < per_host
+                    && on_link(*from, *to).unwrap_or(0) < limits.at_once_per_link.max(1)
                     && size.fits(free[*to as usize])
             })
     }
@@ -64,8 +68,14 @@ impl Wave {
             self.guests.insert(*guest);
             self.per_host[*from as usize] += 1;
             self.per_host[*to as usize] += 1;
+            *self.per_link.entry(link(*from, *to)).or_default() += 1;
         }
     }
+}
+
+/// Two hosts, whichever way a guest goes between them.
+fn link(from: H, to: H) -> (H, H) {
+    (from.min(to), from.max(to))
 }
 
 fn is_tied(step: &Step, books: &Ledger) -> bool {

@@ -258,6 +258,18 @@ fn admission_is_asked_of_the_leader_and_its_choice_is_kept() {
         _ => None,
     });
     assert!(because.unwrap().contains("admission control chose a"));
+    assert!(!brain.is_placed_by_hand(&guest));
+    let by_hand = Guest {
+        automation: Some(crate::drs::Automation::Manual),
+        ..guest.clone()
+    };
+    assert!(brain.is_placed_by_hand(&by_hand));
+    let mut new = |size: &Guest, host: &str| brain.place_on(&"new".into(), size, &host.into());
+    assert_eq!(new(&guest, "a"), Ok(()));
+    for (size, host, part) in [(&guest, "b", "no host b"), (&large, "a", "a has ")] {
+        let why = new(size, host).unwrap_err();
+        assert!(why.contains(part), "{why}");
+    }
     let reserve = brain.reserve(Resources::new(1000, 4096)).unwrap();
     assert_eq!(reserve.fits, 3, "{}", reserve.words);
 }

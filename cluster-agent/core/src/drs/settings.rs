@@ -10,7 +10,7 @@ use crate::settings::Settings;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Automation {
-    /// Moves are recommended.
+    /// Guests start where somebody says; moves are recommended.
     Manual,
     /// Guests are placed when they start; moves are recommended.
     #[default]
@@ -44,6 +44,8 @@ pub struct DrsSettings {
     pub at_once: u32,
     /// Migrations at a time into or out of one host.
     pub at_once_per_host: u32,
+    /// Migrations at a time between two hosts, both ways together.
+    pub at_once_per_link: u32,
     /// How fast the demand that is believed follows the one that is seen.
     pub smoothing: Smoothing,
 }
@@ -57,6 +59,7 @@ impl Default for DrsSettings {
             round_ms: 60_000,
             at_once: balance.at_once,
             at_once_per_host: balance.at_once_per_host,
+            at_once_per_link: balance.at_once_per_link,
             smoothing: Smoothing::default(),
         }
     }
@@ -81,6 +84,7 @@ impl Settings {
             threshold: self.drs.threshold,
             at_once: self.drs.at_once,
             at_once_per_host: self.drs.at_once_per_host,
+            at_once_per_link: self.drs.at_once_per_link,
             admission: self.admission,
             enforcement: self.enforcement,
             ..Balance::default()

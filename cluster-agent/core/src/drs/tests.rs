@@ -184,3 +184,31 @@ fn the_moves_of_one_step_go_one_after_the_other() {
     }
     assert!(crate::rules::violations(&cluster).is_empty());
 }
+
+#[test]
+fn a_new_leader_goes_on_emptying_a_host() {
+    let names: Vec<String> = (0..6).map(|n| format!("g{n}")).collect();
+    let guests: Vec<(&str, &str, u64)> = names.iter().map(|n| (n.as_str(), "a", 100)).collect();
+    let mut cluster = cluster(&["a", "b"], &guests);
+    cluster.hosts.get_mut("a").unwrap().mode = HostMode::Maintenance;
+    let mut settings = Settings::default();
+    settings.enforcement = crate::settings::Enforcement::Warn;
+    let (mut now_us, mut ordered) = (S, Vec::new());
+    while cluster
+        .guests
+        .values()
+        .any(|guest| guest.host.as_deref() == Some("a"))
+    {
+        // Each leader gives one order, and dies before the answers come; of what it ordered one
+        // guest arrives, and the others are on their way still.
+        let mut leader = Drs::default();
+        let begun = moves(&leader.step(now_us, &cluster, &settings));
+        assert!((1..=2).contains(&begun.len()), "two at a time: {begun:?}");
+        ordered.push(begun.len());
+        arrive(&mut cluster, &begun[..1]);
+        now_us += S;
+        assert!(ordered.len() <= names.len(), "{ordered:?}");
+    }
+    assert_eq!(ordered.len(), names.len());
+    assert!(Drs::default().step(now_us, &cluster, &settings).is_empty());
+}

@@ -3,13 +3,14 @@
 //! Real cores (demand smoothing, planner, waves, rules, admission, placement of restarts) in a
 //! world of hosts that share their cores as `score` has it. One step is a minute; DRS runs every
 //! minute on what it has observed and starts one wave at a time; a migration takes effect when
-//! its time is over and costs CPU on both ends meanwhile. Hosts die and come back, agents are
+//! its time is over and costs CPU on both ends meanwhile. Hosts have work of their own. Hosts die and come back, agents are
 //! lost, leaders change and operators empty hosts all the while; HA restarts what was lost. In
 //! the end all is healed, loads stand still, and the cluster has to come to rest.
 
 mod checks;
 mod faults;
 mod load;
+mod own;
 mod world;
 
 use std::process::ExitCode;

@@ -8,6 +8,7 @@ use cluster_core::model::{Cluster, HostMode};
 use cluster_core::score::{Want, got_mcpu};
 
 use super::load::Load;
+use super::own::Own;
 use super::{Event, MINUTE_US, Tally};
 use crate::harness::{Trace, Violation};
 use crate::queue::Queue;
@@ -28,6 +29,7 @@ pub struct Trip {
 pub struct World {
     pub cluster: Cluster,
     loads: Vec<Load>,
+    own: BTreeMap<String, Own>,
     /// DRS is off.
     pub never_moves: bool,
     demands: Vec<Demand>,
@@ -52,7 +54,12 @@ impl World {
     /// A cluster whose guests' loads come from `rng`.
     pub fn new(cluster: Cluster, rng: &mut Rng, threshold: u8) -> Self {
         let loads: Vec<Load> = cluster.guests.values().map(|g| Load::new(rng, g)).collect();
+        let hosts = cluster.hosts.iter();
+        let own = hosts
+            .map(|(name, host)| (name.clone(), Own::new(host.capacity, rng)))
+            .collect();
         Self {
+            own,
             demands: vec![Demand::default(); loads.len()],
             wants: vec![0; loads.len()],
             loads,
@@ -98,6 +105,12 @@ impl World {
                 asked.entry(host.clone()).or_default().wanted.mcpu += 500;
             }
         }
+        for (name, own) in &mut self.own {
+            own.live(minute, changes);
+            if let Some(host) = self.cluster.hosts.get_mut(name) {
+                host.capacity = own.capacity();
+            }
+        }
         let hosts = &self.cluster.hosts;
         for (index, guest) in self.cluster.guests.values_mut().enumerate() {
             let Some((name, host)) = guest.host.as_ref().map(|name| (name, &hosts[name])) else {
@@ -110,7 +123,7 @@ impl World {
             let smoothed = guest.demand;
             // What it gets depends on what it wants now, not on what was planned with.
             guest.demand.mcpu = self.wants[index];
-            let used_mcpu = got_mcpu(guest, asked[name], host.capacity);
+            let used_mcpu = got_mcpu(guest, asked[name], self.own[name].left());
             let delayed_mcpu = self.wants[index] - used_mcpu;
             if changes {
                 self.tally.wanted += self.wants[index];

@@ -1,6 +1,6 @@
 //! Puts a step into data and words that a person can check.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -11,7 +11,7 @@ use super::plan::{LoadChange, Move, Recommendation, Why};
 use super::planner::Step;
 use crate::admission::ledger::{H, Ledger};
 use crate::migration_cost::MigrationCost;
-use crate::model::{Cluster, Guest, HostId, Resources};
+use crate::model::{Affinity, Cluster, Guest, HostId, Resources, Rule};
 use crate::placement::{Use, load_permille};
 use crate::rules::RuleBook;
 
@@ -29,6 +29,7 @@ fn together(mut all: impl Iterator<Item = MigrationCost>) -> MigrationCost {
 
 /// Explains steps one after the other, keeping up with the loads.
 pub(crate) struct Explainer<'a, O> {
+    cluster: &'a Cluster,
     guests: Vec<&'a Guest>,
     hosts: Vec<&'a HostId>,
     demand: Vec<Resources>,
@@ -49,6 +50,7 @@ impl<'a, O: Objective> Explainer<'a, O> {
             }
         }
         Self {
+            cluster,
             guests: cluster.guests.values().collect(),
             hosts,
             demand,
@@ -133,6 +135,46 @@ impl<'a, O: Objective> Explainer<'a, O> {
         rules
     }
 
+    /// The wishes that count in the gain: granted by the step, or given up for it.
+    fn wishes(&self, moves: &[Move]) -> String {
+        if self.objective.wish() == 0 {
+            return String::new();
+        }
+        let (mut granted, mut given_up) = (BTreeSet::new(), BTreeSet::new());
+        for one in moves {
+            for (name, rule) in self.rules.of(&one.guest) {
+                match [&one.from, &one.to].map(|host| self.is_as_wished(rule, host)) {
+                    [Some(false), Some(true)] => granted.insert(*name),
+                    [Some(true), Some(false)] => given_up.insert(*name),
+                    _ => false,
+                };
+            }
+        }
+        let told = |how: &str, rules: BTreeSet<&str>| {
+            let rules: Vec<&str> = rules.into_iter().collect();
+            if rules.is_empty() {
+                return String::new();
+            }
+            format!(", the wish of {} {how} and counted in", rules.join(", "))
+        };
+        told("granted", granted) + &told("given up", given_up)
+    }
+
+    /// Of a soft rule about hosts: is this one of those it wishes for?
+    fn is_as_wished(&self, rule: &Rule, host: &HostId) -> Option<bool> {
+        let Rule::GuestsToHosts {
+            group,
+            affinity,
+            hard: false,
+            ..
+        } = rule
+        else {
+            return None;
+        };
+        let belongs = self.cluster.hosts.get(host)?.groups.contains(group);
+        Some(belongs == (*affinity == Affinity::On))
+    }
+
     fn words(
         &self,
         step: &Step,
@@ -162,7 +204,7 @@ impl<'a, O: Objective> Explainer<'a, O> {
             })
             .collect::<Vec<_>>()
             .join(", ");
-        let gain = self.objective.words(step.gain, step.burden);
+        let gain = self.objective.words(step.gain, step.burden) + &self.wishes(moves);
         let rules = match obeys {
             [] => "no rule speaks of it".to_string(),
             [one] => format!("obeys rule {one}"),

@@ -39,6 +39,8 @@ pub(crate) struct Spread {
     squares: [i128; 2],
     root: [i64; 2],
     slope: [i64; 2],
+    /// What can be shown, lest a guest moves for nothing that anybody can see.
+    least_gain: i64,
     min_gain: i64,
     min_gain_below: i64,
 }
@@ -107,6 +109,7 @@ impl Spread {
             squares: [0; 2],
             root: [0; 2],
             slope: [0; 2],
+            least_gain: scaled(1) + 1,
             min_gain: scaled(settings.min_gain_ppm),
             min_gain_below: scaled(settings.min_gain_below_ppm),
         };
@@ -203,7 +206,7 @@ impl Objective for Spread {
         let bad = self.total() > self.min_gain_below;
         // A swap is two moves: only where the score is bad and single moves do not help.
         let swap = shift.back != Resources::default();
-        gain > 0 && (bad || !swap && gain >= self.min_gain)
+        gain >= self.least_gain && (bad || !swap && gain >= self.min_gain)
     }
 
     fn merit(&self, gain: i64, _: u64) -> i64 {

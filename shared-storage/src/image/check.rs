@@ -8,9 +8,9 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::confine::{Access, open_file};
-use super::disk::Format;
 use super::error::ImageError;
 use super::file::file_bytes;
+use super::format::Format;
 use super::header::{Header, is_qcow2};
 
 /// Most clusters an image may have to be checked (16 TiB at the usual 64 KiB).

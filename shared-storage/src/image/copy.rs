@@ -8,8 +8,9 @@ use std::sync::Arc;
 use vm_memory::VolatileSlice;
 
 use super::create::write_empty;
-use super::disk::{Disk, DiskOptions, Format};
+use super::disk::{Disk, DiskOptions};
 use super::error::{DiskError, ImageError};
+use super::format::Format;
 use super::place::NewImage;
 
 /// Bytes read at a time, and between two reports.

@@ -10,9 +10,10 @@ use imago::{FormatAccess, FormatCreateBuilder};
 use rustix::io::Errno;
 
 use super::confine::{Access, open_file};
-use super::disk::{Disk, DiskOptions, Format, SECTOR_BYTES};
+use super::disk::{Disk, DiskOptions, SECTOR_BYTES};
 use super::error::ImageError;
 use super::file::{Guard, GuardedFile};
+use super::format::Format;
 use super::place::NewImage;
 use crate::gate::AlwaysOpen;
 

@@ -17,54 +17,20 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use imago::format::PreallocateMode;
 use imago::io_buffers::{IoVector, IoVectorMut};
-use imago::qcow2::Qcow2;
-use imago::raw::Raw;
-use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, Mapping, StorageExt};
-use serde::{Deserialize, Serialize};
+use imago::{Mapping, StorageExt};
 use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
 
-use super::confine::{Access, open_file};
+use super::chain;
 use super::error::{DiskError, ImageError};
-use super::file::{Guard, GuardedFile, file_bytes};
-use super::header::Header;
+use super::file::{Guard, GuardedFile};
+use super::format::{Format, Image, open_format};
 use super::lock::Kind;
 use super::place::NewImage;
 use crate::gate::{AlwaysOpen, Gate};
 
-/// Most images under the topmost one.
-pub const MAX_BACKING_IMAGES: usize = 16;
 /// Bytes of a sector, the unit of a disk's size.
 pub const SECTOR_BYTES: u64 = 512;
-
-/// How an image stores its disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Format {
-    /// Byte for byte.
-    Raw,
-    /// QEMU's copy-on-write format.
-    Qcow2,
-}
-
-impl Format {
-    /// Its name in specs and on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Raw => "raw",
-            Self::Qcow2 => "qcow2",
-        }
-    }
-
-    /// The format of that name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        match name {
-            "raw" => Some(Self::Raw),
-            "qcow2" => Some(Self::Qcow2),
-            _ => None,
-        }
-    }
-}
 
 /// Which image to open, and how.
 #[derive(Debug, Clone)]
@@ -100,8 +66,6 @@ impl DiskOptions {
     }
 }
 
-type Image = FormatAccess<GuardedFile>;
-
 /// An open disk. All methods may be called from several threads at once.
 #[derive(Debug)]
 pub struct Disk {
@@ -117,7 +81,8 @@ impl Disk {
     /// Open, check and (unless `deferred`) lock an image.
     pub fn open(options: DiskOptions) -> Result<Self, ImageError> {
         let guard = Arc::new(Guard::new(options.gate.clone()));
-        let (top, bytes) = open_layer(&options, &options.path, options.format, true, &guard)?;
+        let (top, bytes) =
+            chain::open_layer(&options, &options.path, options.format, true, &guard)?;
         let bytes = AtomicU64::new(bytes);
         let disk = Self {
             options,
@@ -128,7 +93,7 @@ impl Disk {
         };
         if disk.options.deferred {
             disk.guard.set_held(false);
-            disk.check_chain()?;
+            chain::check(&disk.options, &disk.guard)?;
         } else {
             disk.acquire()?;
         }
@@ -155,7 +120,7 @@ impl Disk {
             return Err(ImageError::Locked(path.clone()));
         }
         self.guard.set_held(true);
-        match self.build() {
+        match chain::build(&self.options, &self.top, &self.guard) {
             Ok(built) => {
                 self.bytes.store(
                     built.size() / SECTOR_BYTES * SECTOR_BYTES,
@@ -287,19 +252,6 @@ impl Disk {
         }
     }
 
-    /// Number of images from the top to the base, both included.
-    pub(super) fn depth(&self) -> usize {
-        let mut depth = 1;
-        let mut below = self.backing(&self.options.path, self.options.format);
-        while let Ok(Some((path, format))) = below
-            && depth <= MAX_BACKING_IMAGES
-        {
-            depth += 1;
-            below = self.backing(&path, format);
-        }
-        depth
-    }
-
     /// Length of the run that begins at `offset`, and whether it may hold anything but zeroes.
     pub(super) fn run_at(&self, offset: u64) -> io::Result<(u64, bool)> {
         let rest = self.bytes().saturating_sub(offset);
@@ -343,6 +295,11 @@ impl Disk {
         image.sync()?;
         self.bytes.store(bytes, Ordering::Release);
         Ok(())
+    }
+
+    /// Number of images from the top to the base, both included.
+    pub(super) fn depth(&self) -> usize {
+        chain::layers(&self.options).map_or(1, |layers| layers.len())
     }
 
     fn check_range(&self, offset: u64, bytes: u64) -> Result<(), DiskError> {
@@ -393,90 +350,6 @@ impl Disk {
             }
         })
     }
-
-    /// Open what a deferred disk will need later, and let it go again.
-    fn check_chain(&self) -> Result<(), ImageError> {
-        let mut below = self.backing(&self.options.path, self.options.format)?;
-        for _ in 0..MAX_BACKING_IMAGES {
-            let Some((path, format)) = below else {
-                return Ok(());
-            };
-            open_layer(&self.options, &path, format, false, &self.guard)?;
-            below = self.backing(&path, format)?;
-        }
-        Err(ImageError::TooDeep {
-            path: self.options.path.clone(),
-            max: MAX_BACKING_IMAGES,
-        })
-    }
-
-    /// Build the format drivers, from the base up. The topmost file is locked.
-    fn build(&self) -> Result<Image, ImageError> {
-        let top = &self.options;
-        let mut layers = vec![(top.path.clone(), top.format)];
-        while let Some((path, format)) = layers.last()
-            && let Some(below) = self.backing(path, *format)?
-        {
-            if layers.len() > MAX_BACKING_IMAGES {
-                return Err(ImageError::TooDeep {
-                    path: top.path.clone(),
-                    max: MAX_BACKING_IMAGES,
-                });
-            }
-            layers.push(below);
-        }
-        let mut image = None;
-        while let Some((path, format)) = layers.pop() {
-            let is_top = layers.is_empty();
-            let file = if is_top {
-                self.top
-                    .try_clone()
-                    .map_err(|error| ImageError::from_io("open", &path, error))?
-            } else {
-                let (file, _) = open_layer(top, &path, format, false, &self.guard)?;
-                let locked = file.lock(Kind::Shared);
-                if !locked.map_err(|error| ImageError::from_io("lock", &path, error))? {
-                    return Err(ImageError::Locked(path));
-                }
-                file
-            };
-            let writable = is_top && !top.readonly;
-            let opened = open_format(file, format, writable, image.take());
-            image = Some(opened.map_err(|error| ImageError::from_io("open", &path, error))?);
-        }
-        image.ok_or_else(|| ImageError::Absent(top.path.clone()))
-    }
-
-    /// Path and format of the image below the one at `path`.
-    fn backing(
-        &self,
-        path: &Path,
-        format: Format,
-    ) -> Result<Option<(PathBuf, Format)>, ImageError> {
-        if format == Format::Raw {
-            return Ok(None);
-        }
-        let header = read_header(&self.options, path)?;
-        let Some(name) = header.backing_file else {
-            return Ok(None);
-        };
-        let unsupported = |why: String| ImageError::Unsupported {
-            path: path.into(),
-            why,
-        };
-        // Guessing would let the contents of a raw base decide what is opened.
-        let format = header.backing_format.ok_or_else(|| {
-            unsupported(
-                "it does not say the format of its backing file; \
-                 fix it with `qemu-img rebase -u -F`"
-                    .into(),
-            )
-        })?;
-        let format = Format::from_name(&format)
-            .ok_or_else(|| unsupported(format!("its backing file has format {format}")))?;
-        let directory = path.parent().unwrap_or(Path::new("."));
-        Ok(Some((directory.join(name), format)))
-    }
 }
 
 fn released() -> io::Error {
@@ -485,80 +358,6 @@ fn released() -> io::Error {
 
 fn not_held() -> DiskError {
     DiskError::Io(released())
-}
-
-fn open_format(
-    file: GuardedFile,
-    format: Format,
-    writable: bool,
-    below: Option<Image>,
-) -> io::Result<Image> {
-    let gate = DenyImplicitOpenGate::default();
-    Ok(match format {
-        Format::Raw => FormatAccess::new(Raw::builder(file).write(writable).open(gate)?),
-        Format::Qcow2 => {
-            let qcow2: Qcow2<GuardedFile> = Qcow2::builder(file)
-                .write(writable)
-                .backing(below)
-                .data_file(None)
-                .open(gate)?;
-            FormatAccess::new(qcow2)
-        }
-    })
-}
-
-/// Open and judge one file of the chain; returns it with its size as the guest sees it.
-fn open_layer(
-    options: &DiskOptions,
-    path: &Path,
-    format: Format,
-    is_top: bool,
-    guard: &Arc<Guard>,
-) -> Result<(GuardedFile, u64), ImageError> {
-    let access = Access {
-        write: is_top && !options.readonly,
-        direct: options.direct,
-    };
-    let file = open_file(options.root.as_deref(), path, access)?;
-    let file = GuardedFile::new(file, path.to_path_buf(), options.direct, guard.clone())
-        .map_err(|error| ImageError::from_io("open", path, error))?;
-    let bytes = match format {
-        Format::Raw => file.bytes(),
-        Format::Qcow2 => {
-            let header = read_header(options, path)?;
-            if header.corrupt && access.write {
-                return Err(ImageError::Unsupported {
-                    path: path.into(),
-                    why: "it is marked as damaged; repair it with `qemu-img check -r all`".into(),
-                });
-            }
-            header.virtual_bytes
-        }
-    };
-    let why = if bytes < SECTOR_BYTES {
-        Some(format!("{bytes} bytes are less than one sector"))
-    } else if format == Format::Raw && !bytes.is_multiple_of(SECTOR_BYTES) {
-        Some(format!("its {bytes} bytes end within a sector"))
-    } else {
-        None
-    };
-    if let Some(why) = why {
-        return Err(ImageError::Truncated {
-            path: path.into(),
-            why,
-        });
-    }
-    Ok((file, bytes / SECTOR_BYTES * SECTOR_BYTES))
-}
-
-fn read_header(options: &DiskOptions, path: &Path) -> Result<Header, ImageError> {
-    let access = Access {
-        write: false,
-        direct: false,
-    };
-    let file = open_file(options.root.as_deref(), path, access)?;
-    let bytes = file_bytes(&file).map_err(|error| ImageError::from_io("read", path, error))?;
-    Header::read(&file, bytes, path)
 }
 
 /// Zero a range of a raw image and keep its blocks.

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::confine::{Access, open_file};
-use super::disk::Format;
 use super::error::ImageError;
 use super::file::file_bytes;
+use super::format::Format;
 use super::header::{Header, is_qcow2};
 
 /// Facts about an image file.

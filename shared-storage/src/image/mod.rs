@@ -2,8 +2,9 @@
 //!
 //! [`Disk`] is what a virtual disk does I/O on. The rest makes images ([`create`],
 //! [`create_overlay`], [`duplicate`], [`copy`], [`reflink`]), changes their size ([`resize`]) and
-//! looks at them ([`info`], [`check`]). Every path may be confined to a datastore.
+//! looks at them ([`info`], [`check`], [`layers`]). Every path may be confined to a datastore.
 
+mod chain;
 mod check;
 mod confine;
 mod copy;
@@ -11,6 +12,7 @@ mod create;
 mod disk;
 mod error;
 mod file;
+mod format;
 mod header;
 mod identity;
 mod info;
@@ -19,10 +21,12 @@ mod place;
 #[cfg(test)]
 mod tests;
 
+pub use chain::{MAX_BACKING_IMAGES, layers};
 pub use check::{CheckReport, check};
 pub use copy::{CopyProgress, Made, copy, duplicate};
 pub use create::{MAX_DISK_BYTES, create, create_overlay, reflink, resize};
-pub use disk::{Disk, DiskOptions, Format, MAX_BACKING_IMAGES, SECTOR_BYTES};
+pub use disk::{Disk, DiskOptions, SECTOR_BYTES};
 pub use error::{DiskError, ImageError};
+pub use format::Format;
 pub use identity::ImageIdentity;
 pub use info::{ImageInfo, info};

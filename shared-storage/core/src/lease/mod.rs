@@ -19,23 +19,28 @@
 //! still the last proves nothing, because a contender may be about to create the next. Who
 //! wants to go on has to create it first.
 //!
+//! One file for each part of that life: `take`, `keep`, `leave`; `epoch` is the creation
+//! of an epoch, which all of them come to.
+//!
 //! Answers of the shell carry the record they answer, and late ones to an older question
 //! are ignored.
 
+mod epoch;
 mod event;
 mod grounds;
+mod keep;
+mod leave;
+mod take;
 #[cfg(test)]
 mod tests;
 
-use alloc::string::String;
 use alloc::vec::Vec;
 
 pub use event::{Action, Ending, Event, Outcome, Refusal};
-use grounds::note;
 pub use grounds::{Grounds, Held, Identity, grounds};
 
 use crate::hold::Hold;
-use crate::record::{Grant, Holder, LeaseRecord};
+use crate::record::LeaseRecord;
 use crate::timing::Timing;
 
 /// How long to wait before an unanswered question is asked again.
@@ -190,32 +195,13 @@ impl Lease {
             Event::Created { record, outcome } => {
                 self.created(now_us, hold, &record, outcome, &mut actions);
             }
-            Event::Looked { last } => self.looked(now_us, last, &mut actions),
+            Event::Looked { last } => self.looked(last, &mut actions),
             Event::Fenced { epoch, done } => {
                 self.fence_answered(now_us, hold, epoch, done, &mut actions);
             }
         }
         actions
     }
-
-    fn check_lapse(&mut self, now_us: u64, hold: Hold, actions: &mut Vec<Action>) {
-        let (record, paused) = match &self.phase {
-            Phase::Holding { record, .. } => (record, true),
-            Phase::Fencing { record, .. } => (record, false),
-            _ => return,
-        };
-        if covers(hold, now_us, record) {
-            return;
-        }
-        if paused {
-            actions.push(Action::Pause);
-        }
-        self.phase = Phase::Stopped {
-            record: record.clone(),
-            retry_at_us: now_us,
-        };
-    }
-
     fn tick(&mut self, now_us: u64, hold: Hold, actions: &mut Vec<Action>) {
         let look_us = REACHES_PER_LOOK * self.timing.reach_us();
         match &mut self.phase {
@@ -248,305 +234,6 @@ impl Lease {
             }
             Phase::Stopped { .. } => self.renew(now_us, hold, actions),
             Phase::Outside | Phase::Ended(_) => {}
-        }
-    }
-
-    fn claim(
-        &mut self,
-        now_us: u64,
-        hold: Hold,
-        last: Option<&LeaseRecord>,
-        grounds: Grounds,
-        can_fence: bool,
-        actions: &mut Vec<Action>,
-    ) {
-        if self.phase != Phase::Outside {
-            return actions.push(Action::Refused(Refusal::NotHolding));
-        }
-        if !hold.is_live(now_us) {
-            return actions.push(Action::Refused(Refusal::NotBeating));
-        }
-        let grant = match grounds {
-            Grounds::Free => Grant::Acquired,
-            Grounds::Forced | Grounds::Rebooted | Grounds::Silent { .. } => Grant::TakenOver,
-        };
-        let mut record = self.next(last, grant, Some(self.me.holder(hold.term())));
-        if grant == Grant::TakenOver && can_fence {
-            record.fence = record.epoch;
-        }
-        record.note = note(grounds, last);
-        self.create(record, Purpose::Claim, None, actions);
-    }
-
-    fn adopt(
-        &mut self,
-        now_us: u64,
-        hold: Hold,
-        last: LeaseRecord,
-        died: bool,
-        actions: &mut Vec<Action>,
-    ) {
-        if self.phase != Phase::Outside {
-            return actions.push(Action::Refused(Refusal::NotHolding));
-        }
-        if !self.me.is_holder(&last) {
-            return self.end(Ending::Lost(last), actions);
-        }
-        self.owes_fence = died;
-        if died {
-            self.phase = Phase::Stopped {
-                record: last,
-                retry_at_us: now_us,
-            };
-            return self.renew(now_us, hold, actions);
-        }
-        if last.grant == Grant::HandedOver {
-            // Who handed it over was acting, so that fencing was done.
-            self.fenced = last.fence;
-        }
-        self.enter(now_us, hold, last, actions);
-    }
-
-    fn hand_over(
-        &mut self,
-        now_us: u64,
-        hold: Hold,
-        to: Holder,
-        nonce: [u8; 16],
-        actions: &mut Vec<Action>,
-    ) {
-        let Phase::Holding { record, .. } = &self.phase else {
-            return actions.push(Action::Refused(Refusal::NotHolding));
-        };
-        debug_assert!(
-            covers(hold, now_us, record),
-            "a lapse was checked for before"
-        );
-        let before = record.clone();
-        let mut record = self.next(Some(&before), Grant::HandedOver, Some(to));
-        record.nonce = nonce;
-        record.note.push_str("handed over by ");
-        record.note.push_str(&self.me.host);
-        self.create(record, Purpose::HandOver, Some(before), actions);
-    }
-
-    fn release(&mut self, actions: &mut Vec<Action>) {
-        let Some(before) = self.releasable() else {
-            return actions.push(Action::Refused(Refusal::NotHolding));
-        };
-        let mut record = self.next(Some(&before), Grant::Released, None);
-        if self.owes_fence {
-            record.fence = record.epoch;
-        }
-        record.note.push_str("released by ");
-        record.note.push_str(&self.me.host);
-        self.create(record, Purpose::Release, Some(before), actions);
-    }
-
-    /// A release writes no data, so that it needs no live hold.
-    fn releasable(&self) -> Option<LeaseRecord> {
-        match &self.phase {
-            Phase::Holding { record, .. }
-            | Phase::Stopped { record, .. }
-            | Phase::Fencing { record, .. } => Some(record.clone()),
-            _ => None,
-        }
-    }
-
-    fn renew(&mut self, now_us: u64, hold: Hold, actions: &mut Vec<Action>) {
-        let Phase::Stopped {
-            record,
-            retry_at_us,
-        } = &mut self.phase
-        else {
-            return;
-        };
-        if now_us < *retry_at_us {
-            return;
-        }
-        if !hold.is_live(now_us) {
-            *retry_at_us = now_us + RETRY_US / 4;
-            return;
-        }
-        let before = record.clone();
-        let holder = Some(self.me.holder(hold.term()));
-        let mut record = self.next(Some(&before), Grant::Renewed, holder);
-        if self.owes_fence {
-            record.fence = record.epoch;
-            record.note.push_str("started anew after a crash");
-        } else {
-            record.note.push_str("came back after a lapse");
-        }
-        self.create(record, Purpose::Renew, Some(before), actions);
-    }
-
-    fn created(
-        &mut self,
-        now_us: u64,
-        hold: Hold,
-        answered: &LeaseRecord,
-        outcome: Outcome,
-        actions: &mut Vec<Action>,
-    ) {
-        let Phase::Claiming {
-            record,
-            purpose,
-            before,
-            settle_at_us,
-        } = &mut self.phase
-        else {
-            return;
-        };
-        if record.nonce != answered.nonce {
-            return;
-        }
-        let purpose = *purpose;
-        match outcome {
-            Outcome::Unknown => *settle_at_us = Some(now_us + RETRY_US),
-            Outcome::Won => {
-                let record = record.clone();
-                self.owes_fence = false;
-                actions.push(Action::Forget {
-                    before: record.epoch,
-                });
-                match purpose {
-                    Purpose::Claim | Purpose::Renew => self.enter(now_us, hold, record, actions),
-                    Purpose::HandOver => self.end(Ending::HandedOver(record), actions),
-                    Purpose::Release => self.end(Ending::Released(record), actions),
-                }
-            }
-            Outcome::Lost { last } => {
-                if purpose == Purpose::Claim {
-                    self.phase = Phase::Outside;
-                    actions.push(Action::Refused(Refusal::Outrun { last }));
-                } else {
-                    self.end(Ending::Lost(last), actions);
-                }
-            }
-            Outcome::Absent => {
-                let before = before.take();
-                actions.push(Action::Refused(Refusal::NotWritten));
-                match before {
-                    None => self.phase = Phase::Outside,
-                    Some(before) if purpose == Purpose::Renew => {
-                        let retry_at_us = now_us + RETRY_US;
-                        self.phase = Phase::Stopped {
-                            record: before,
-                            retry_at_us,
-                        };
-                    }
-                    Some(before) => self.enter(now_us, hold, before, actions),
-                }
-            }
-        }
-    }
-
-    /// The last epoch is ours: fence if that is owed, and act if the hold still covers it.
-    fn enter(&mut self, now_us: u64, hold: Hold, record: LeaseRecord, actions: &mut Vec<Action>) {
-        if !covers(hold, now_us, &record) {
-            self.phase = Phase::Stopped {
-                record,
-                retry_at_us: now_us,
-            };
-            return self.renew(now_us, hold, actions);
-        }
-        if record.fence > self.fenced {
-            actions.push(Action::Fence {
-                epoch: record.fence,
-            });
-            self.phase = Phase::Fencing {
-                record,
-                wait_until_us: None,
-            };
-            return;
-        }
-        let look_at_us = now_us + REACHES_PER_LOOK * self.timing.reach_us();
-        self.phase = Phase::Holding { record, look_at_us };
-        actions.push(Action::Run);
-    }
-
-    fn fence_answered(
-        &mut self,
-        now_us: u64,
-        hold: Hold,
-        epoch: u64,
-        done: bool,
-        actions: &mut Vec<Action>,
-    ) {
-        if done {
-            self.fenced = self.fenced.max(epoch);
-        }
-        let Phase::Fencing {
-            record,
-            wait_until_us,
-        } = &mut self.phase
-        else {
-            return;
-        };
-        if record.fence != epoch {
-            return;
-        }
-        if done {
-            let record = record.clone();
-            self.enter(now_us, hold, record, actions);
-        } else {
-            // The watch was cut short in the hope of this fence: make up for it now.
-            *wait_until_us = Some(now_us + self.timing.in_flight_wait_us());
-        }
-    }
-
-    fn looked(&mut self, _now_us: u64, last: Option<LeaseRecord>, actions: &mut Vec<Action>) {
-        let Phase::Holding { record, .. } = &self.phase else {
-            return;
-        };
-        if let Some(last) = last
-            && last.epoch > record.epoch
-        {
-            actions.push(Action::Pause);
-            self.end(Ending::Lost(last), actions);
-        }
-    }
-
-    fn end(&mut self, ending: Ending, actions: &mut Vec<Action>) {
-        self.phase = Phase::Ended(ending.clone());
-        actions.push(Action::End(ending));
-    }
-
-    fn create(
-        &mut self,
-        record: LeaseRecord,
-        purpose: Purpose,
-        before: Option<LeaseRecord>,
-        actions: &mut Vec<Action>,
-    ) {
-        actions.push(Action::Create(record.clone()));
-        self.phase = Phase::Claiming {
-            record,
-            purpose,
-            before,
-            settle_at_us: None,
-        };
-    }
-
-    fn next(
-        &mut self,
-        last: Option<&LeaseRecord>,
-        grant: Grant,
-        holder: Option<Holder>,
-    ) -> LeaseRecord {
-        self.serial += 1;
-        let mut nonce = [0; 16];
-        nonce[..8].copy_from_slice(&self.me.salt);
-        nonce[8..].copy_from_slice(&self.serial.to_le_bytes());
-        LeaseRecord {
-            cluster: self.me.cluster,
-            subject: self.me.subject.clone(),
-            epoch: last.map_or(0, |last| last.epoch) + 1,
-            grant,
-            holder,
-            fence: last.map_or(0, |last| if self.waived { 0 } else { last.fence }),
-            nonce,
-            note: String::new(),
         }
     }
 }

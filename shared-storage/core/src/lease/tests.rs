@@ -1,10 +1,11 @@
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::observer::Verdict;
-use crate::record::Incarnation;
+use crate::record::{Grant, Incarnation};
 
 const S: u64 = 1_000_000;
 const TERM: u32 = 7;

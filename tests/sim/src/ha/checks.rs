@@ -8,9 +8,10 @@ use cluster_core::rules::RuleBook;
 use cluster_core::settings::Inventory;
 use storage_core::record::LeaseRecord;
 
+use super::event::{MS, SECOND};
 use super::host::Host;
 use super::storage::LEAD;
-use super::world::{MS, SECOND, World};
+use super::world::World;
 use crate::harness::{Trace, Violation};
 
 /// A host that was well for so long cannot have lost a lease by its own fault.

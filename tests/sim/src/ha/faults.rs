@@ -5,8 +5,9 @@ use std::rc::Rc;
 use cluster_core::model::Desired;
 
 use super::Kind;
+use super::event::{Ev, MS, SECOND};
 use super::storage::LEAD;
-use super::world::{Ev, MS, SECOND, World};
+use super::world::World;
 use crate::harness::Trace;
 
 /// When the cluster is left to settle before anything goes wrong.

@@ -44,6 +44,20 @@ pub struct Vm {
 }
 
 impl Vm {
+    /// A process that has just been started.
+    pub fn new(claim: Claim, serial: u64) -> Self {
+        Self {
+            claim,
+            serial,
+            built: false,
+            runs: false,
+            since_us: 0,
+            stopping: false,
+            ordered: false,
+            arriving: false,
+        }
+    }
+
     pub fn local(&self, now_us: u64) -> LocalGuest {
         let epoch = self.claim.lease.record().map_or(0, |record| record.epoch);
         let running_ms = now_us.saturating_sub(self.since_us) / 1000;

@@ -6,9 +6,15 @@
 //! freezes happens (nobody may fail over), and everything at random.
 
 mod checks;
+mod claims;
+mod event;
 mod faults;
+mod guests;
 mod host;
-mod shell;
+mod inventory;
+mod leases;
+mod life;
+mod reading;
 mod storage;
 mod world;
 

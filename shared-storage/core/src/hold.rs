@@ -58,10 +58,14 @@ impl Hold {
     }
 
     /// The hold after storage acknowledged, at `now_us`, a heartbeat sent at `sent_us`.
+    ///
+    /// A deadline further ahead than any heartbeat could have put it shows that the clock was
+    /// set back. Nobody knows for how long then, so that a new term starts.
     #[must_use]
     pub fn after_ack(self, sent_us: u64, now_us: u64, reach_us: u64) -> Self {
         let deadline_us = sent_us.saturating_add(reach_us);
-        if self.is_live(now_us) {
+        let set_back = self.deadline_us() > now_us.saturating_add(reach_us);
+        if self.is_live(now_us) && !set_back {
             Self::new(deadline_us.max(self.deadline_us()), self.term())
         } else if now_us < deadline_us {
             Self::new(deadline_us, (self.term() + 1) % TERM_COUNT)
@@ -96,6 +100,13 @@ mod tests {
         assert_eq!(hold.after_ack(6_500_000, 8_000_000, REACH_US), hold);
     }
 
+    #[test]
+    fn a_clock_that_was_set_back_starts_a_term() {
+        let hold = Hold::new(60_000_000, 3);
+        let next = hold.after_ack(5_000_000, 5_010_000, REACH_US);
+        assert_eq!((next.deadline_us(), next.term()), (6_000_000, 4));
+    }
+
     proptest! {
         #[test]
         fn within_a_term_the_deadline_never_steps_back_nor_past_its_evidence(
@@ -109,7 +120,8 @@ mod tests {
             if next.term() == term {
                 prop_assert!(next.deadline_us() >= hold.deadline_us());
             } else {
-                prop_assert!(!hold.is_live(now_us) && next.is_live(now_us) || next == hold);
+                let set_back = hold.deadline_us() > now_us + REACH_US;
+                prop_assert!(!hold.is_live(now_us) && next.is_live(now_us) || set_back);
             }
             prop_assert!(next.deadline_us() <= hold.deadline_us().max(sent_us + REACH_US));
         }

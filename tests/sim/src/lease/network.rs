@@ -166,7 +166,8 @@ impl World {
                     return Ok(Answer::Fenced(epoch, true));
                 }
                 if !self.plan.fenced || (self.plan.fence_fails && self.rng.chance(500)) {
-                    return Ok(Answer::Fenced(epoch, false));
+                    let taken_for_done = self.rules.broken(Broken::FenceWait);
+                    return Ok(Answer::Fenced(epoch, taken_for_done));
                 }
                 storage.clone_disk(epoch);
                 return Err(Box::new(Request::Unlink(epoch)));

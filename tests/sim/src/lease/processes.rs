@@ -296,7 +296,7 @@ impl World {
 
     /// The guest asks the gate, and what it lets through goes out a little later.
     pub(super) fn guest_write(&mut self, origin: Origin) {
-        let acts = self.acts(origin.host);
+        let acts = self.passes(origin);
         let stop_us = self.plan.timing.stop_us();
         let line = self.line_of(origin.host);
         let guest = self.guest(origin);
@@ -315,6 +315,19 @@ impl World {
         }
         let next_us = self.rng.between(5 * MS, 60 * MS);
         self.queue.after(next_us, Step::Write(origin));
+    }
+
+    /// The gate in front of the disk.
+    fn passes(&mut self, origin: Origin) -> bool {
+        let hold = self.hosts[origin.host].page.hold;
+        let own_us = self.own_us(origin.host);
+        let lease = &self.guest(origin).lease;
+        let told_to_run = lease.acting_term().is_some();
+        let term = lease.record().and_then(|record| record.holder.as_ref());
+        let had_it = term.is_some_and(|holder| hold.covers(own_us, holder.term));
+        self.acts(origin.host)
+            || (told_to_run && self.rules.broken(Broken::Gate))
+            || (had_it && self.rules.broken(Broken::Commit))
     }
 
     /// Feeds the machine of a process and does what it says.

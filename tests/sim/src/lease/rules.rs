@@ -31,11 +31,17 @@ pub enum Broken {
     Fence,
     /// A guest's process takes up the lease of one that died as if it had ended in order.
     Successor,
+    /// Where the fence fails, nobody waits for late writes to die instead.
+    FenceWait,
+    /// The guest writes until it is told to stop; nobody looks at the deadline.
+    Gate,
+    /// The source of a hand-over goes on writing until it knows the outcome.
+    Commit,
 }
 
 impl Broken {
     /// Every rule, for the mutation check.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::Watch,
         Self::SentTime,
         Self::Term,
@@ -47,6 +53,9 @@ impl Broken {
         Self::OwnGap,
         Self::Fence,
         Self::Successor,
+        Self::FenceWait,
+        Self::Gate,
+        Self::Commit,
     ];
 }
 

@@ -130,6 +130,15 @@ impl StoreError {
         move |source| Self::Io { act, path, source }
     }
 
+    /// Whether the file is there and does not hold what any release would have written.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Record { source, .. } => !matches!(source, RecordError::Version { .. }),
+            Self::Invalid { .. } | Self::TooLarge { .. } => true,
+            _ => false,
+        }
+    }
+
     /// The kind of the file system's answer, when that is what this is.
     pub fn io_kind(&self) -> Option<io::ErrorKind> {
         match self {
@@ -139,7 +148,8 @@ impl StoreError {
     }
 }
 
-fn remedy(error: &io::Error) -> &'static str {
+/// What helps against it, as the end of a sentence.
+pub(crate) fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::ReadOnlyFilesystem => "; mount the datastore read-write",
         io::ErrorKind::PermissionDenied => {

@@ -1,5 +1,5 @@
-//! A datastore that is full, read-only or somebody else's: every refusal names the thing and the
-//! remedy, and what was there before is there afterwards.
+//! A datastore that is full, read-only, silent or somebody else's: every refusal names the thing
+//! and the remedy, and what was there before is there afterwards.
 //!
 //! Needs root for its mounts; says so and is skipped without.
 
@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use shared_storage::lease::{HeldLease, Notice};
-use shared_storage::{ClusterFile, Datastore, Keeper, LocalHost, Role, StoreError};
+use ground::{Ground, Kind};
+use shared_storage::gate::Gate;
+use shared_storage::lease::{Grant, HandOver, HeldLease, Notice};
+use shared_storage::{ClusterFile, Datastore, Keeper, LocalHost, Role, StoreError, Watcher};
 use storage_core::timing::Timing;
 use toml::Table;
 
@@ -18,56 +20,52 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// User and group of nobody.
 const NOBODY: &str = "65534";
 
-/// A small file system of its own, with a datastore and one guest on it.
-struct Ground {
-    dir: tempfile::TempDir,
+/// How much fits on a file system that is to be filled.
+const ROOM_BYTES: u64 = 512 << 10;
+
+/// A file system of its own, with a datastore and one guest on it.
+struct Place {
+    ground: Ground,
 }
 
-impl Ground {
+impl Place {
     /// Nothing where this process may not mount.
-    fn prepare() -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
-        let ground = Self { dir };
-        fs::create_dir(ground.root()).unwrap();
-        let mounted = ground.mount(&["-t", "tmpfs", "-o", "size=512k", "tmpfs"]);
-        if !mounted {
-            println!("SKIPPED: this process may not mount a file system");
-            return None;
+    fn prepare(made: Result<Ground, String>) -> Option<Self> {
+        match made {
+            Ok(ground) => Some(Self { ground }),
+            Err(why) => {
+                println!("SKIPPED: {why}");
+                None
+            }
         }
-        Some(ground)
     }
 
-    fn with_a_guest() -> Option<(Self, Datastore)> {
-        let ground = Self::prepare()?;
+    fn small() -> Option<(Self, Datastore)> {
+        Self::prepare(Ground::in_memory(ROOM_BYTES)).map(Self::with_a_guest)
+    }
+
+    fn with_a_guest(self) -> (Self, Datastore) {
         let cluster = ClusterFile::new("test", Timing::default());
-        let store = Datastore::create(&ground.root(), &cluster).unwrap();
+        let store = Datastore::create(&self.root(), &cluster).unwrap();
         let spec = Table::from_iter([("memory_mib".to_owned(), 64.into())]);
         store.create_guest("web1", &spec, |_| Ok(())).unwrap();
-        Some((ground, store))
+        (self, store)
     }
 
     fn root(&self) -> PathBuf {
-        self.dir.path().join("store")
+        self.ground.root()
     }
 
     fn run_dir(&self) -> PathBuf {
-        self.dir.path().join("run")
+        self.ground.beside().join("run")
     }
 
-    fn mount(&self, arguments: &[&str]) -> bool {
-        let mut mount = Command::new("mount");
-        let status = mount.args(arguments).arg(self.root()).output();
-        status.is_ok_and(|output| output.status.success())
-    }
-
-    /// Until not one byte more fits.
-    fn fill(&self) -> PathBuf {
-        let path = self.root().join("ballast");
-        let mut bytes = vec![0u8; 1 << 20];
-        while !bytes.is_empty() && fs::write(&path, &bytes).is_err() {
-            bytes.truncate(bytes.len() - 4096);
-        }
-        path
+    /// A host that beats on it.
+    fn keeper(&self, store: &Datastore) -> Keeper {
+        let host = LocalHost::new("a", &self.run_dir()).unwrap();
+        let keeper = Keeper::start(store, &host, Role::Agent).unwrap();
+        keeper.wait_live(PATIENCE).unwrap();
+        keeper
     }
 
     fn store(&self, arguments: &[&str]) -> Output {
@@ -107,12 +105,6 @@ impl Ground {
     }
 }
 
-impl Drop for Ground {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.root()).output();
-    }
-}
-
 fn refusal(output: &Output) -> String {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -128,15 +120,13 @@ fn claim(store: &Datastore, keeper: &Keeper) -> Result<HeldLease, StoreError> {
 
 #[test]
 fn a_full_datastore_refuses_changes_and_loses_nothing() {
-    let Some((ground, store)) = Ground::with_a_guest() else {
+    let Some((place, store)) = Place::small() else {
         return;
     };
-    let host = LocalHost::new("a", &ground.run_dir()).unwrap();
-    let keeper = Keeper::start(&store, &host, Role::Agent).unwrap();
-    keeper.wait_live(PATIENCE).unwrap();
-    let ballast = ground.fill();
+    let keeper = place.keeper(&store);
+    let ballast = place.ground.fill();
     drop(keeper);
-    let before = ground.content();
+    let before = place.content();
 
     let guest = store.guest("web1").unwrap();
     let spec = guest.spec::<Table>().unwrap();
@@ -146,12 +136,11 @@ fn a_full_datastore_refuses_changes_and_loses_nothing() {
         .create_guest("web2", &spec.spec, |_| Ok(()))
         .unwrap_err();
     assert!(refused.to_string().contains("free space"), "{refused}");
-    assert_eq!(ground.content(), before, "a refused change left its traces");
-    assert_eq!(ground.only_wrong(), "free space on the datastore");
+    assert_eq!(place.content(), before, "a refused change left its traces");
+    assert_eq!(place.only_wrong(), "free space on the datastore");
 
     // The heartbeat is rewritten in place, so that a full datastore costs no host its guests.
-    let keeper = Keeper::start(&store, &host, Role::Agent).unwrap();
-    keeper.wait_live(PATIENCE).unwrap();
+    let keeper = place.keeper(&store);
     let refused = claim(&store, &keeper).unwrap_err();
     assert!(refused.to_string().contains("web1"), "{refused}");
     fs::remove_file(ballast).unwrap();
@@ -160,15 +149,13 @@ fn a_full_datastore_refuses_changes_and_loses_nothing() {
 
 #[test]
 fn a_lease_outlives_a_datastore_that_fills_up() {
-    let Some((ground, store)) = Ground::with_a_guest() else {
+    let Some((place, store)) = Place::small() else {
         return;
     };
-    let host = LocalHost::new("a", &ground.run_dir()).unwrap();
-    let keeper = Keeper::start(&store, &host, Role::Agent).unwrap();
-    keeper.wait_live(PATIENCE).unwrap();
+    let keeper = place.keeper(&store);
     let held = claim(&store, &keeper).unwrap();
     assert_eq!(held.notices().recv_timeout(PATIENCE), Ok(Notice::Run));
-    ground.fill();
+    place.ground.fill();
     let reach = Duration::from_millis(store.timing().reach_ms.into());
     let notice = held.notices().recv_timeout(2 * reach);
     assert!(notice.is_err(), "a full datastore stopped it: {notice:?}");
@@ -177,27 +164,27 @@ fn a_lease_outlives_a_datastore_that_fills_up() {
 
 #[test]
 fn a_full_file_system_gets_no_half_a_datastore() {
-    let Some(ground) = Ground::prepare() else {
+    let Some(place) = Place::prepare(Ground::in_memory(ROOM_BYTES)) else {
         return;
     };
-    ground.fill();
-    let said = refusal(&ground.store(&["init"]));
+    place.ground.fill();
+    let said = refusal(&place.store(&["init"]));
     assert!(said.contains("free space"), "{said}");
-    assert!(!ground.root().join("cluster.toml").exists());
+    assert!(!place.root().join("cluster.toml").exists());
 }
 
 #[test]
 fn a_read_only_datastore_can_be_looked_at_and_not_changed() {
-    let Some((ground, store)) = Ground::with_a_guest() else {
+    let Some((place, store)) = Place::small() else {
         return;
     };
-    assert!(ground.mount(&["-o", "remount,ro"]));
+    place.ground.remount("ro").unwrap();
     for look in ["status", "guests"] {
-        let output = ground.store(&[look]);
+        let output = place.store(&[look]);
         assert!(output.status.success(), "{look}: {output:?}");
     }
-    assert_eq!(ground.only_wrong(), "mount the datastore read-write");
-    let said = refusal(&ground.store(&["drill", "prepare", "web2"]));
+    assert_eq!(place.only_wrong(), "mount the datastore read-write");
+    let said = refusal(&place.store(&["drill", "prepare", "web2"]));
     assert!(said.contains("mount the datastore read-write"), "{said}");
     let guest = store.guest("web1").unwrap();
     let spec = guest.spec::<Table>().unwrap();
@@ -207,23 +194,61 @@ fn a_read_only_datastore_can_be_looked_at_and_not_changed() {
 
 #[test]
 fn somebody_elses_datastore_is_refused_with_the_remedy() {
-    let Some((ground, _)) = Ground::with_a_guest() else {
+    let Some((place, _)) = Place::small() else {
         return;
     };
-    fs::set_permissions(ground.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(place.ground.beside(), fs::Permissions::from_mode(0o755)).unwrap();
     let as_nobody = |arguments: &[&str]| {
         let mut command = Command::new("setpriv");
         command
             .args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"])
             .arg(env!("CARGO_BIN_EXE_godwit-store"))
             .arg("-d")
-            .arg(ground.root())
+            .arg(place.root())
             .args(arguments);
         command.output().unwrap()
     };
     let said = refusal(&as_nobody(&["drill", "prepare", "web2"]));
     assert!(said.contains("run as a user that owns"), "{said}");
-    fs::set_permissions(ground.root(), fs::Permissions::from_mode(0o700)).unwrap();
+    fs::set_permissions(place.root(), fs::Permissions::from_mode(0o700)).unwrap();
     let said = refusal(&as_nobody(&["status"]));
     assert!(said.contains("run as a user that owns"), "{said}");
+}
+
+/// Whatever is asked of a storage that does not answer, the caller gets its answer in time, and
+/// nothing is lost when the storage is back.
+#[test]
+fn a_silent_datastore_stops_the_guest_and_hangs_nobody() {
+    let Some(place) = Place::prepare(Ground::in_file(Kind::Ext4)) else {
+        return;
+    };
+    let (place, store) = place.with_a_guest();
+    let keeper = place.keeper(&store);
+    let mut watcher = Watcher::new(&store, &keeper);
+    watcher.watch("a").unwrap();
+    let held = claim(&store, &keeper).unwrap();
+    assert_eq!(held.notices().recv_timeout(PATIENCE), Ok(Notice::Run));
+    let gate = held.gate();
+    gate.pass().unwrap();
+
+    place.ground.freeze().unwrap();
+    assert_eq!(held.notices().recv_timeout(PATIENCE), Ok(Notice::Pause));
+    gate.pass().unwrap_err();
+    assert!(watcher.sighting("a").is_some());
+    let moment = Duration::from_millis(50);
+    let to = keeper.holder();
+    assert_eq!(held.hand_over(to, [7; 16], moment), HandOver::Unknown);
+    keeper.wait_live(moment).unwrap_err();
+
+    place.ground.thaw().unwrap();
+    assert_eq!(held.notices().recv_timeout(PATIENCE), Ok(Notice::Run));
+    gate.pass().unwrap();
+    let record = held.record().unwrap();
+    assert_eq!((record.epoch, record.grant), (2, Grant::Renewed));
+
+    place.ground.freeze().unwrap();
+    assert_eq!(held.notices().recv_timeout(PATIENCE), Ok(Notice::Pause));
+    let refused = held.release(moment).unwrap_err();
+    assert!(refused.to_string().contains("not answered"), "{refused}");
+    place.ground.thaw().unwrap();
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::error::remedy;
 use crate::gate::Shut;
 
 /// An image cannot be opened, made, copied or changed.
@@ -89,7 +90,7 @@ pub enum ImageError {
         max: usize,
     },
     /// Anything else that the operating system reports.
-    #[error("cannot {act} image {}", path.display())]
+    #[error("cannot {act} image {}: {source}{}", path.display(), remedy(source))]
     Io {
         /// The failed act.
         act: &'static str,

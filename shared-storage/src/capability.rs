@@ -86,7 +86,8 @@ impl Capabilities {
     }
 }
 
-fn is_nfs(root: &Path) -> Result<bool, StoreError> {
+/// Whether `root` lies on NFS.
+pub(crate) fn is_nfs(root: &Path) -> Result<bool, StoreError> {
     let dir = File::open(root).map_err(StoreError::io("open", root))?;
     let stat = fstatfs(&dir).map_err(|error| StoreError::io("look at", root)(error.into()))?;
     Ok(stat.f_type == NFS_MAGIC)
@@ -157,7 +158,7 @@ mod tests {
     use storage_core::timing::Timing;
 
     use super::*;
-    use crate::datastore::ClusterFile;
+    use crate::cluster_file::ClusterFile;
 
     #[test]
     fn a_local_directory_is_good_enough() {

@@ -10,7 +10,7 @@ use storage_core::name::check_name;
 use storage_core::timing::Timing;
 
 use crate::atomic::{self, TEMPORARY, names, read_limited, sync_dir, temporary, write_synced};
-use crate::clock::random;
+use crate::cluster_file::{ClusterFile, VERSION};
 use crate::document::{self, DOCUMENT_BYTES_LIMIT, Revised, parse_versioned};
 use crate::error::StoreError;
 use crate::guest_dir::GuestDir;
@@ -20,59 +20,9 @@ const CLUSTER_FILE: &str = "cluster.toml";
 const POLICY_FILE: &str = "policy.toml";
 const TOKENS_FILE: &str = "tokens.toml";
 const HOST_FILE: &str = "host.toml";
-const VERSION: u32 = 1;
 const DIRECTORIES: [&str; 4] = ["trust", "hosts", "images", "guests"];
 /// The subject of the lease that makes a host the leader.
 pub const LEADER: &str = "leader";
-
-/// What cluster.toml says.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ClusterFile {
-    version: u32,
-    /// Which cluster this is: 32 hexadecimal digits, made once.
-    #[serde(with = "hex_id")]
-    pub id: [u8; 16],
-    /// What people call it.
-    pub name: String,
-    /// The numbers of the lease protocol.
-    #[serde(default)]
-    pub timing: Timing,
-    /// Settings of the agents (automation, admission, threshold); their meaning is theirs.
-    #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
-    pub policy: toml::Table,
-}
-
-impl ClusterFile {
-    /// A new cluster with a random id.
-    pub fn new(name: &str, timing: Timing) -> Self {
-        Self {
-            version: VERSION,
-            id: random(),
-            name: name.into(),
-            timing,
-            policy: toml::Table::new(),
-        }
-    }
-}
-
-mod hex_id {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub(super) fn serialize<S: Serializer>(id: &[u8; 16], to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(&format!("{:032x}", u128::from_be_bytes(*id)))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<[u8; 16], D::Error> {
-        let text = String::deserialize(from)?;
-        let number = u128::from_str_radix(&text, 16)
-            .ok()
-            .filter(|_| text.len() == 32);
-        number
-            .map(u128::to_be_bytes)
-            .ok_or_else(|| D::Error::custom("id needs 32 hex digits"))
-    }
-}
 
 /// An open datastore. Cheap to clone; holds no descriptor.
 #[derive(Debug, Clone)]
@@ -137,12 +87,9 @@ impl Datastore {
     }
 
     /// Replaces the settings in cluster.toml; the id stays.
-    pub fn save_cluster(&mut self, cluster: ClusterFile) -> Result<(), StoreError> {
+    pub fn save_cluster(&mut self, mut cluster: ClusterFile) -> Result<(), StoreError> {
         let path = self.root.join(CLUSTER_FILE);
-        let cluster = ClusterFile {
-            id: self.cluster.id,
-            ..cluster
-        };
+        cluster.id = self.cluster.id;
         cluster
             .timing
             .check()
@@ -318,12 +265,18 @@ impl Datastore {
     }
 
     /// Removes a guest with its disks. The caller holds its lease.
+    ///
+    /// It is gone once its directory has lost its name. What cannot be removed after that (over
+    /// NFS, a file that a process of this host has open) stays as a leftover.
     pub fn remove_guest(&self, name: &str) -> Result<(), StoreError> {
         let dir = self.guest(name)?.path().to_owned();
         let doomed = temporary(&dir);
         fs::rename(&dir, &doomed).map_err(StoreError::io("remove", &dir))?;
         sync_dir(&self.root.join("guests"))?;
-        fs::remove_dir_all(&doomed).map_err(StoreError::io("remove", &doomed))
+        if let Err(error) = fs::remove_dir_all(&doomed) {
+            tracing::warn!(%error, leftover = %doomed.display(), "guest {name} is gone, its files are not");
+        }
+        Ok(())
     }
 
     /// Everything that is wrong with the datastore, without changing it.
@@ -340,7 +293,13 @@ impl Datastore {
             if path.exists() {
                 wrong.extend(crate::heartbeat::read(&path).err());
             }
+            let facts = self.read_host::<toml::Table>(&host);
+            wrong.extend(facts.err().filter(|error| !is_absent(error)));
         }
+        let policy = self.policy::<toml::Table>();
+        let tokens = self.tokens::<toml::Table>();
+        let errors = [policy.err(), tokens.err()].into_iter().flatten();
+        wrong.extend(errors.filter(|error| !is_absent(error)));
         for guest in self.named("guests")? {
             let guest = self.guest(&guest)?;
             wrong.extend(guest.spec::<toml::Table>().err());
@@ -385,6 +344,10 @@ impl Datastore {
         names.retain(|name| check_name(name).is_ok() && dir.join(name).is_dir());
         Ok(names)
     }
+}
+
+fn is_absent(error: &StoreError) -> bool {
+    matches!(error, StoreError::Missing(_)) || error.io_kind() == Some(io::ErrorKind::NotFound)
 }
 
 #[derive(Serialize, Deserialize)]
@@ -484,12 +447,14 @@ mod tests {
         fs::write(guest.path().join("lease.3"), "rubbish").unwrap();
         fs::write(guest.path().join("guest.toml"), "version = 1").unwrap();
         fs::write(store.host_dir("a").unwrap().join("heartbeat"), "").unwrap();
+        fs::write(store.host_dir("a").unwrap().join(HOST_FILE), "version = 9").unwrap();
+        fs::write(store.root().join(POLICY_FILE), "version = 1").unwrap();
         let wrong: Vec<_> = store
             .validate()
             .unwrap()
             .iter()
             .map(ToString::to_string)
             .collect();
-        assert_eq!(wrong.len(), 3, "{wrong:?}");
+        assert_eq!(wrong.len(), 5, "{wrong:?}");
     }
 }

@@ -138,7 +138,7 @@ fn is_disk(name: &str) -> bool {
 }
 
 /// A disk's name and epoch; 0 for one that was never fenced.
-fn split(file: &str) -> (&str, u64) {
+pub(crate) fn split(file: &str) -> (&str, u64) {
     let marked = file.rsplit_once(EPOCH_MARK);
     marked
         .and_then(|(disk, epoch)| Some((disk, epoch.parse().ok()?)))

@@ -4,6 +4,7 @@ pub mod atomic;
 pub mod capability;
 pub mod cli;
 pub mod clock;
+mod cluster_file;
 pub mod datastore;
 pub mod document;
 pub mod error;
@@ -20,7 +21,8 @@ pub mod undelegated;
 pub mod watcher;
 
 pub use clock::{DEFAULT_RUN_DIR, LocalHost};
-pub use datastore::{ClusterFile, Datastore};
+pub use cluster_file::ClusterFile;
+pub use datastore::Datastore;
 pub use document::Revised;
 pub use error::StoreError;
 pub use guest_dir::GuestDir;

@@ -96,3 +96,31 @@ fn damage_is_found_and_a_newer_version_refused() {
         said(&refused)
     );
 }
+
+/// A damaged epoch holds the guest back for good; who knows that it runs nowhere frees it.
+#[test]
+fn a_damaged_lease_is_freed_by_force_only() {
+    let dir = with_a_guest();
+    fs::write(dir.path().join("guests/web1/lease.7"), "rubbish").unwrap();
+    for looks in [
+        &["lease", "show", "web1"][..],
+        &["lease", "release", "web1"],
+    ] {
+        let output = store(dir.path(), looks);
+        assert_eq!(output.status.code(), Some(1));
+        let remedy = "free it: godwit-store lease release web1 --force";
+        assert!(said(&output).contains(remedy), "{}", said(&output));
+    }
+    let freed = store(dir.path(), &["lease", "release", "web1", "--force"]);
+    assert!(
+        said(&freed).contains("web1 is free (epoch 8)"),
+        "{}",
+        said(&freed)
+    );
+    let shown = store(dir.path(), &["lease", "show", "web1"]);
+    assert!(
+        said(&shown).contains("the epoch before is damaged"),
+        "{}",
+        said(&shown)
+    );
+}

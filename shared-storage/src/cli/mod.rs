@@ -5,7 +5,9 @@
 
 mod bench;
 mod drill;
+mod image;
 mod show;
+mod size;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -15,8 +17,10 @@ use clap::{Parser, Subcommand};
 use serde::Serialize;
 use storage_core::timing::Timing;
 
-use crate::datastore::{ClusterFile, Datastore, LEADER};
+use crate::cluster_file::ClusterFile;
+use crate::datastore::{Datastore, LEADER};
 use crate::error::StoreError;
+use crate::image::ImageError;
 use crate::lease::LeaseFiles;
 
 /// Something is wrong, though the command did what it was asked.
@@ -61,6 +65,9 @@ enum Command {
     /// Look at a lease, or free it.
     #[command(subcommand)]
     Lease(LeaseCommand),
+    /// Look at images, make them and change them.
+    #[command(subcommand)]
+    Image(image::ImageCommand),
     /// Everything that is wrong with the datastore. Changes nothing.
     Check,
     /// Measure heartbeats, the gate, stopping and taking over, in a directory of its own.
@@ -105,6 +112,8 @@ pub fn main() -> ExitCode {
 enum CliError {
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Image(#[from] ImageError),
     #[error("cannot write the answer: {0}")]
     Output(#[from] io::Error),
     #[error("{0}")]
@@ -129,10 +138,13 @@ fn run(cli: &Cli) -> Result<ExitCode, CliError> {
     match &cli.command {
         Command::Status { watch_ms } => show::status(cli, &store, *watch_ms),
         Command::Guests => show::guests(cli, &store),
-        Command::Lease(LeaseCommand::Show { guest }) => show::lease(cli, &files(&store, guest)?),
+        Command::Lease(LeaseCommand::Show { guest }) => {
+            show::lease(cli, &files(&store, guest)?).map_err(|error| if_damaged(error, guest))
+        }
         Command::Lease(LeaseCommand::Release { guest, force }) => {
             release(cli, &files(&store, guest)?, *force)
         }
+        Command::Image(command) => image::run(cli, &store, command),
         Command::Check => show::check(cli, &store),
         Command::Drill(drill) => drill::run(&store, drill),
         Command::Init { .. } | Command::Bench(_) => Ok(ExitCode::SUCCESS),
@@ -147,18 +159,38 @@ fn files(store: &Datastore, guest: &str) -> Result<LeaseFiles, StoreError> {
     }
 }
 
+/// A damaged epoch holds its guest back for good, unless an operator knows that nobody runs it.
+fn if_damaged(error: CliError, subject: &str) -> CliError {
+    match error {
+        CliError::Store(error) if error.is_damage() => CliError::Said(format!(
+            "{error}; if {subject} certainly runs nowhere, free it: godwit-store lease release \
+             {subject} --force"
+        )),
+        other => other,
+    }
+}
+
 fn release(cli: &Cli, files: &LeaseFiles, force: bool) -> Result<ExitCode, CliError> {
     let subject = files.subject();
-    let holder = files.last()?.and_then(|last| last.holder);
-    let Some(holder) = holder else {
-        return Err(CliError::Said(format!("nobody holds {subject}")));
+    let note = match files.last() {
+        Ok(last) => {
+            let holder = last.and_then(|last| last.holder);
+            let Some(holder) = holder else {
+                return Err(CliError::Said(format!("nobody holds {subject}")));
+            };
+            if !force {
+                return Err(CliError::Said(format!(
+                    "{holder} holds {subject}; if that host is certainly off, say so with --force"
+                )));
+            }
+            format!("an operator declared {} gone", holder.host)
+        }
+        Err(error) if force && error.is_damage() => {
+            "an operator declared whoever held it gone; the epoch before is damaged".into()
+        }
+        Err(error) => return Err(if_damaged(error.into(), subject)),
     };
-    if !force {
-        return Err(CliError::Said(format!(
-            "{holder} holds {subject}; if that host is certainly off, say so with --force"
-        )));
-    }
-    let record = files.force_free(&format!("an operator declared {} gone", holder.host))?;
+    let record = files.force_free(&note)?;
     show::answer(cli, &record, || {
         format!("{subject} is free (epoch {})", record.epoch)
     })

@@ -10,7 +10,8 @@ use storage_core::record::{HeartbeatRecord, LeaseRecord};
 
 use super::{Cli, CliError, FOUND_WRONG, print_json};
 use crate::capability::Capabilities;
-use crate::datastore::{ClusterFile, Datastore};
+use crate::cluster_file::ClusterFile;
+use crate::datastore::Datastore;
 use crate::fence;
 use crate::heartbeat;
 use crate::lease::LeaseFiles;

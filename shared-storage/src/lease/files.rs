@@ -172,16 +172,22 @@ impl LeaseFiles {
         }
     }
 
-    /// Declares the holder gone, whatever it does: the operator knows better.
+    /// Declares the holder gone, whatever it does: the operator knows better. Whoever it was,
+    /// if the last epoch is damaged: nobody can claim that, and only this helps.
     pub fn force_free(&self, note: &str) -> Result<LeaseRecord, StoreError> {
-        let last = self.last()?;
+        let (epoch, fence) = match self.last() {
+            Ok(last) => last.map_or((0, 0), |last| (last.epoch, last.fence)),
+            // What fencing it owed is unknown; whoever claims after a force fences anew.
+            Err(error) if error.is_damage() => (self.epochs()?.last().copied().unwrap_or(0), 0),
+            Err(error) => return Err(error),
+        };
         let record = LeaseRecord {
             cluster: self.cluster,
             subject: self.subject.clone(),
-            epoch: last.as_ref().map_or(0, |last| last.epoch) + 1,
+            epoch: epoch + 1,
             grant: Grant::ForcedFree,
             holder: None,
-            fence: last.as_ref().map_or(0, |last| last.fence),
+            fence,
             nonce: random(),
             note: note.into(),
         };

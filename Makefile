@@ -7,7 +7,7 @@ SHELL := /bin/bash
 # Debian packages: what the build, the guest images and the lab need; what only the benchmarks need.
 PACKAGES := binutils busybox-static cpio e2fsprogs gcc iproute2 kmod libc6-dev mmdebstrap \
             qemu-system-x86 qemu-utils xz-utils zstd
-BENCH_PACKAGES := ganeti-htools iperf3
+BENCH_PACKAGES := ganeti-htools iperf3 xfsprogs
 
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
@@ -80,7 +80,6 @@ test: packages ## Prove it: format, lints, unit and property tests, simulator, l
 bench: bench-packages ## Measure it, beside its peers, in one run; ten minutes, half of them fio in the lab
 	cargo build --release -p vmm -p bench -p shared-storage -p sim
 	target/release/bench all
-	target/release/godwit-store bench
 	target/release/sim drs-bench
 
 .PHONY: clean

@@ -69,7 +69,11 @@ fn guests_and_their_leases_are_listed() {
     assert_eq!(release.status.code(), Some(1));
     assert!(said(&release).contains("nobody holds web1"));
     let missing = store(dir.path(), &["lease", "show", "web2"]);
-    assert!(said(&missing).contains("there is no"), "{}", said(&missing));
+    assert!(
+        said(&missing).contains("there is no guest web2"),
+        "{}",
+        said(&missing)
+    );
 }
 
 #[test]

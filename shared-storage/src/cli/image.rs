@@ -19,8 +19,7 @@ use crate::image::{
 /// Where output is no terminal, progress is said in steps of so many hundredths.
 const PROGRESS_STEP: u64 = 10;
 
-/// Images are named by their path in the datastore (`images/debian/root.qcow2`,
-/// `guests/web1/disk0.raw`); their format is the ending of the name.
+/// What is done to an image.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum ImageCommand {
     /// What an image is, and which images it rests on.

@@ -26,6 +26,9 @@ use crate::lease::LeaseFiles;
 /// Something is wrong, though the command did what it was asked.
 const FOUND_WRONG: u8 = 3;
 
+/// Nobody waits longer for `status`.
+const WATCH_MS_MAX: u64 = 60_000;
+
 /// Look at a datastore, its guests and its leases.
 #[derive(Debug, Parser)]
 #[command(name = "godwit-store", version)]
@@ -57,7 +60,7 @@ enum Command {
     /// The cluster, its hosts and what the file system can do.
     Status {
         /// How long to watch the heartbeats, in milliseconds.
-        #[arg(long, default_value_t = 1000)]
+        #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(..=WATCH_MS_MAX))]
         watch_ms: u64,
     },
     /// The guests, who holds them, and their disks.
@@ -66,6 +69,9 @@ enum Command {
     #[command(subcommand)]
     Lease(LeaseCommand),
     /// Look at images, make them and change them.
+    ///
+    /// Images are named by their path in the datastore (images/debian/root.qcow2,
+    /// guests/web1/disk0.raw); their format is the ending of the name: .raw, .img or .qcow2.
     #[command(subcommand)]
     Image(image::ImageCommand),
     /// Everything that is wrong with the datastore. Changes nothing.
@@ -151,11 +157,16 @@ fn run(cli: &Cli) -> Result<ExitCode, CliError> {
     }
 }
 
-fn files(store: &Datastore, guest: &str) -> Result<LeaseFiles, StoreError> {
+fn files(store: &Datastore, guest: &str) -> Result<LeaseFiles, CliError> {
     if guest == LEADER {
-        Ok(store.leader_lease())
-    } else {
-        Ok(store.guest(guest)?.lease())
+        return Ok(store.leader_lease());
+    }
+    match store.guest(guest) {
+        Ok(dir) => Ok(dir.lease()),
+        Err(StoreError::Missing(_)) => Err(CliError::Said(format!(
+            "there is no guest {guest}; `godwit-store guests` lists them"
+        ))),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -1,6 +1,7 @@
 //! `bench TABLE...` prints the tables asked for: ours beside its peers, medians and ratios.
 
 mod boot;
+mod datastore;
 mod disk;
 mod migrate;
 mod peer;
@@ -10,7 +11,7 @@ mod soak;
 mod stats;
 mod table;
 
-use std::error::Error;
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
@@ -41,6 +42,12 @@ enum Table {
         /// Our binary; the one beside this program if not given.
         #[arg(long)]
         vmm: Option<PathBuf>,
+    },
+    /// Heartbeats, the gate, stopping and taking over, on an XFS of its own (needs root).
+    Datastore {
+        /// How often the guests' storage falls silent.
+        #[arg(long, default_value_t = datastore::DEFAULT_RUNS, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        runs: u32,
     },
     /// Live migration over loopback: time, blackout as the guest sees it, bytes, processor time.
     Migrate {
@@ -99,6 +106,7 @@ fn main() -> ExitCode {
             print(boot::run(DEFAULT_RUNS, None))
                 .and_then(|()| print(migrate::run(migrations)))
                 .and_then(|()| print(disk::run(disk::DEFAULT_RUNS, disk::Place::Own)))
+                .and_then(|()| print(datastore::run(datastore::DEFAULT_RUNS)))
         }
         Table::Boot { runs, vmm } => print(boot::run(runs, vmm)),
         Table::Migrate {
@@ -117,6 +125,7 @@ fn main() -> ExitCode {
             plot,
         })),
         Table::Disk { runs, place } => print(disk::run(runs, place)),
+        Table::Datastore { runs } => print(datastore::run(runs)),
         Table::Soak { moves, seed, vmm } => soak_words(moves, seed, vmm),
     };
     match printed {
@@ -138,7 +147,7 @@ fn soak_words(moves: u64, seed: Option<u64>, vmm: Option<PathBuf>) -> Result<(),
 }
 
 /// A table as soon as it is there; the next one takes a while.
-fn print(table: Result<String, impl Error>) -> Result<(), String> {
+fn print(table: Result<String, impl Display>) -> Result<(), String> {
     println!("{}", table.map_err(|error| error.to_string())?);
     Ok(())
 }

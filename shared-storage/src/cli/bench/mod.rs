@@ -97,11 +97,10 @@ impl Figures {
             || "not here: this file system cannot clone files".into(),
             |spread| format!("{spread} ms (watch {} ms)", self.watch_fenced_ms),
         );
-        let path = &self.block_path;
         format!(
             "heartbeat            {} bytes, {:.1}/s per host; write {} us\n\
              gate                 {:.1} ns a pass (without a lease: {:.1} ns)\n\
-             block request        {} bytes: {} ns with a lease, {} ns without, {} ns without once more\n\
+             block request        {}\n\
              stop after deadline  {} us until a guest is told to pause ({} guests)\n\
              takeover             {} ms after the last heartbeat (watch {} ms)\n\
              takeover, fenced     {fenced}",
@@ -110,10 +109,7 @@ impl Figures {
             self.heartbeat_write_us,
             self.gate_ns,
             self.open_gate_ns,
-            path.request_bytes,
-            path.leased_ns,
-            path.open_ns,
-            path.open_again_ns,
+            self.block_path,
             self.stop_us,
             self.stops,
             self.takeover_ms,

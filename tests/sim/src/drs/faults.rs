@@ -156,7 +156,7 @@ impl World {
 
     /// Hard rules that are broken now, or will be once what is under way arrives, are broken by
     /// a failure.
-    fn excuse(&mut self) {
+    pub(super) fn excuse(&mut self) {
         let now = self.as_the_leader_sees_it();
         let mut soon = now.clone();
         for (name, trip) in &self.under_way {

@@ -198,7 +198,7 @@ fn days(
                 }
                 queue.after(MINUTE_US, Event::Minute);
             }
-            Event::Arrived(guest, number) => world.arrive(minute, &guest, number),
+            Event::Arrived(guest, number) => world.arrive(now_us, &guest, number, &mut queue)?,
             Event::Back(host) => world.recover(&host),
         }
         world.check(now_us)?;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cluster_core::balance::{Balance, Move, Why, plan};
 use cluster_core::demand::{Demand, Sample, Smoothing};
+use cluster_core::drs::check;
 use cluster_core::model::{Cluster, HostMode};
 use cluster_core::score::{Want, got_mcpu};
 
@@ -23,6 +24,9 @@ pub struct Trip {
     pub one: Move,
     /// It evens loads; others have no choice.
     weighed: bool,
+    lasts_us: u64,
+    /// What its step moves after it, one by one.
+    then: Vec<Move>,
 }
 
 /// One cluster in time.
@@ -164,13 +168,17 @@ impl World {
         for number in wave {
             let step = &plan.steps[*number];
             trace.note(now_us, || step.words.clone());
-            let mut wait_us = 0;
-            for one in &step.moves {
-                wait_us += step.migration_ms * 1000 / step.moves.len() as u64;
-                self.depart(now_us, one, matches!(step.why, Why::Balance | Why::Swap))?;
-                let arrived = Event::Arrived(one.guest.clone(), self.last_trip);
-                queue.after(wait_us, arrived);
-            }
+            let Some((first, then)) = step.moves.split_first() else {
+                continue;
+            };
+            let trip = Trip {
+                number: 0,
+                one: first.clone(),
+                weighed: matches!(step.why, Why::Balance | Why::Swap),
+                lasts_us: step.migration_ms * 1000 / step.moves.len() as u64,
+                then: then.to_vec(),
+            };
+            self.depart(now_us, trip, queue)?;
         }
         Ok(())
     }
@@ -184,58 +192,78 @@ impl World {
         seen
     }
 
-    fn depart(&mut self, now_us: u64, one: &Move, weighed: bool) -> Result<(), Violation> {
+    fn depart(
+        &mut self,
+        now_us: u64,
+        mut trip: Trip,
+        queue: &mut Queue<Event>,
+    ) -> Result<(), Violation> {
         let violation = |what: String| {
             Err(Violation {
                 at_us: now_us,
                 what,
             })
         };
-        let (guest, to) = (&one.guest, &one.to);
-        if self.home(guest) != Some(&one.from) {
-            return violation(format!(
-                "{guest} is moved from {}, where it is not",
-                one.from
-            ));
+        let Move { guest, from, to } = trip.one.clone();
+        if self.home(&guest) != Some(&from) {
+            return violation(format!("{guest} is moved from {from}, where it is not"));
         }
-        let mode = self.cluster.hosts[to].mode;
+        let mode = self.cluster.hosts[&to].mode;
         if !mode.receives() {
             return violation(format!("{guest} is moved to {to}, which is {mode:?}"));
         }
         self.last_trip += 1;
-        let trip = Trip {
-            number: self.last_trip,
-            one: one.clone(),
-            weighed,
-        };
+        trip.number = self.last_trip;
+        queue.after(trip.lasts_us, Event::Arrived(guest.clone(), trip.number));
         match self.under_way.insert(guest.clone(), trip) {
             Some(_) => violation(format!("{guest} is moved twice at the same time")),
             None => Ok(()),
         }
     }
 
-    /// A migration is over, unless a failure has ended it before.
-    pub fn arrive(&mut self, minute: u64, name: &str, number: u64) {
+    /// A migration is over, unless a failure has ended it before; the next of its step begins
+    /// if it still may.
+    pub fn arrive(
+        &mut self,
+        now_us: u64,
+        name: &str,
+        number: u64,
+        queue: &mut Queue<Event>,
+    ) -> Result<(), Violation> {
+        let minute = now_us / MINUTE_US;
         let on_its_way = self.under_way.get(name).map(|trip| trip.number);
         let trip = self
             .under_way
             .remove(name)
             .filter(|_| on_its_way == Some(number));
-        let Some(Trip { one, weighed, .. }) = trip else {
-            return;
+        let Some(mut trip) = trip else {
+            return Ok(());
         };
+        let (one, weighed) = (trip.one.clone(), trip.weighed);
         if let Some(guest) = self.cluster.guests.get_mut(name) {
             guest.host = Some(one.to.clone());
         }
         self.tally.moves += 1;
-        if !weighed {
+        if weighed {
+            let before = self.last_move.insert(one.guest, (minute, one.from));
+            let lately = |at| minute - at <= BACK_WITHIN_MINUTES;
+            if before.is_some_and(|(at, from)| lately(at) && from == one.to) {
+                self.tally.back_and_forth += 1;
+            }
+        } else {
             self.last_move.remove(name);
-            return;
         }
-        let before = self.last_move.insert(one.guest, (minute, one.from));
-        if before.is_some_and(|(at, from)| minute - at <= BACK_WITHIN_MINUTES && from == one.to) {
-            self.tally.back_and_forth += 1;
+        if trip.then.is_empty() {
+            return Ok(());
         }
+        trip.one = trip.then.remove(0);
+        let seen = self.as_the_leader_sees_it();
+        if check(&seen, std::slice::from_ref(&trip.one)).is_err() {
+            // A failure or an operator came between; the next plan mends what is torn now.
+            self.excuse();
+            return Ok(());
+        }
+        self.depart(now_us, trip, queue)
     }
 
     pub fn set_mode(&mut self, host: &str, mode: HostMode) {

@@ -13,6 +13,8 @@ use lab::{Cable, Direction, Host, Lab, eventually};
 /// Epochs that the race goes through; every other one is a win. More by `GODWIT_RACE_EPOCHS`.
 const RACE_EPOCHS: u64 = 240;
 const RACE_LIMIT: Duration = Duration::from_mins(20);
+/// Changes that each of two hosts makes to one spec.
+const REVISIONS: u64 = 20;
 /// Blocks after which a holder is taken to be at work.
 const SOME_BLOCKS: usize = 10;
 
@@ -150,6 +152,33 @@ pub fn leases_one_wins_every_race(lab: &Lab) -> Outcome {
     let all: Vec<u64> = (0..epochs / 2).map(|round| 2 * round + 1).collect();
     assert!(won.starts_with(&all), "not one winner each: {won:?}");
     story.end(players[0].host, &players.iter().collect::<Vec<_>>())
+}
+
+/// Two hosts change a guest's spec at the same time while a third reads it: no change is lost and
+/// no read fails, though files are replaced and removed under it. The guest goes although one host
+/// has its disk open.
+pub fn leases_a_spec_loses_no_change(lab: &Lab) -> Outcome {
+    let [a, b, c] = lab.hosts() else {
+        return Err("three hosts are needed".into());
+    };
+    let story = Story::begin(lab, "revise")?;
+    let revise = format!("web1 --times {REVISIONS}");
+    let writers = [a, b].map(|host| story.play(host, "revise", &revise));
+    let store = format!("godwit-store -d {}", story.directory);
+    let last = 1 + 2 * REVISIONS;
+    c.run(&format!("{store} drill follow web1 --until {last}"))?;
+    for writer in writers {
+        let writer = writer?;
+        writer.until_said(&format!("made {REVISIONS} revisions"))?;
+        let count = format!("{} = {REVISIONS}", writer.host.name);
+        let spec = c.run(&format!("cat {}/guests/web1/guest.toml", story.directory))?;
+        assert!(spec.contains(&count), "no {count} in {spec}");
+    }
+    let disk = format!("{}/guests/web1/drill.raw", story.directory);
+    a.run(&format!("exec 9<{disk}; {store} drill remove web1"))?;
+    let left = b.run(&format!("{store} guests"))?;
+    assert_eq!(left, "no guests");
+    story.end(a, &[])
 }
 
 pub fn leases_a_power_cut_moves_the_guest(lab: &Lab) -> Outcome {

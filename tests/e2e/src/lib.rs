@@ -50,6 +50,7 @@ pub const ALL: &[Scenario] = scenarios![
     survival::survival_a_host_without_storage_gives_up_its_guest,
     survival::survival_what_spares_the_guest_restarts_nothing,
     leases::leases_one_wins_every_race,
+    leases::leases_a_spec_loses_no_change,
     leases::leases_a_power_cut_moves_the_guest,
     leases::leases_a_thawed_holder_writes_nothing,
     leases::leases_a_holder_whose_clock_stood_still_reaches_no_disk,

@@ -1,6 +1,7 @@
 //! What guests live through when hosts, cables, agents or the storage fail: each story ends with a
 //! [`Witness`] who finds everything that the guest ever called safe on its disk.
 
+use lab::host::DATASTORE;
 use lab::scenario::Outcome;
 use lab::{Cable, Direction, Host, Lab, eventually};
 
@@ -10,6 +11,8 @@ use crate::witness::Witness;
 
 const GUEST: &str = "web1";
 const ADDRESS: &str = "10.0.0.130";
+/// A heartbeat that stands still for so long is that of a host whose leases have run out.
+const LONGER_THAN_A_LEASE_MS: u64 = 4000;
 /// A second guest, without a disk.
 const COMPANION: &str = "web2";
 const COMPANION_ADDRESS: &str = "10.0.0.131";
@@ -68,6 +71,30 @@ impl<'lab> Stage<'lab> {
             assert!(!runs_a_vmm(other), "host {} started one too", other.name);
         }
         self.witness.finds_every_number()
+    }
+
+    /// The guest's host loses its storage cable until its leases have run out, and gets it back
+    /// before anybody takes over: certainly, because who could stands still meanwhile.
+    fn storage_is_back_in_time(&self) -> lab::Result<()> {
+        let from = self.witness_host();
+        for other in &self.others {
+            other.run("killall -STOP cluster-agent")?;
+        }
+        self.home.cut(Cable::Storage, Direction::Both);
+        let silent = format!(
+            "godwit-store -d {DATASTORE} status --watch-ms {LONGER_THAN_A_LEASE_MS} | \
+             grep -q 'host  *{} .*SILENT'",
+            self.home.name
+        );
+        eventually("its heartbeat standing still", || from.run(&silent).ok())?;
+        self.home.heal(Cable::Storage, Direction::Both);
+        let renewed =
+            format!("godwit-store -d {DATASTORE} lease show {GUEST} | tail -n 1 | grep Renewed");
+        eventually("its coming back by a new epoch", || from.run(&renewed).ok())?;
+        for other in &self.others {
+            other.run("killall -CONT cluster-agent")?;
+        }
+        Ok(())
     }
 
     /// The copy on a host that could act no more ends when it sees the lease again.
@@ -143,7 +170,8 @@ pub fn survival_a_thawed_host_gives_up_its_guest(lab: &Lab) -> Outcome {
 }
 
 /// What is no reason to restart a guest restarts none: a cut management cable, a power cut of the
-/// storage, a killed agent and its successor.
+/// storage, a storage cable that is back before anybody takes over, a clock that is set back, a
+/// killed agent and its successor.
 pub fn survival_what_spares_the_guest_restarts_nothing(lab: &Lab) -> Outcome {
     let stage = Stage::set(lab.hosts())?;
     let vmm = stage.home.run("pidof vmm")?;
@@ -159,6 +187,15 @@ pub fn survival_what_spares_the_guest_restarts_nothing(lab: &Lab) -> Outcome {
 
     lab.storage().restart()?;
     stage.never_restarted()?;
+    stage.cluster.all_well()?;
+
+    stage.storage_is_back_in_time()?;
+    stage.never_restarted()?;
+    stage.cluster.all_well()?;
+
+    stage.home.run("date -s @$(($(date +%s) - 3600))")?;
+    stage.never_restarted()?;
+    stage.home.run("date -s @$(($(date +%s) + 3600))")?;
     stage.cluster.all_well()?;
 
     stage.home.run("killall -9 cluster-agent")?;

@@ -199,6 +199,10 @@ impl World {
             }
             Fault::AgentStarts(host) => {
                 if self.hosts[host].up && self.hosts[host].agent.is_none() {
+                    // The last of its guests may have ended meanwhile, and the heartbeat with it.
+                    if !self.hosts[host].keeps() {
+                        self.unwell(host, now_us);
+                    }
                     self.start_agent(host);
                 }
             }

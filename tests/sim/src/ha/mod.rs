@@ -150,20 +150,30 @@ pub fn main(args: &Args) -> ExitCode {
 mod tests {
     use super::*;
 
-    #[test]
-    fn every_kind_of_history_is_sound_and_restarts_begin_in_time() {
-        let args = Args {
+    fn histories(seed: u64, histories: u64, kind: Option<Kind>) -> Args {
+        Args {
             span: Span {
-                seed: 1,
-                histories: 24,
+                seed,
+                histories,
                 trace: false,
             },
             hosts: None,
             guests: 4,
-            kind: None,
+            kind,
             fencing: None,
-        };
-        let (result, tally) = explore(&args);
+        }
+    }
+
+    /// An agent dies, then the last guest of its host ends: nobody beats any more.
+    #[test]
+    fn a_host_without_any_process_of_ours_is_not_well() {
+        let (result, _) = explore(&histories(592, 2, Some(Kind::Random)));
+        assert_eq!(result, Ok(()));
+    }
+
+    #[test]
+    fn every_kind_of_history_is_sound_and_restarts_begin_in_time() {
+        let (result, tally) = explore(&histories(1, 24, None));
         assert_eq!(result, Ok(()));
         assert!(tally.takeovers > 0 && tally.leaders > 0);
         for (leader, fencing, took_ms) in tally.restarts {

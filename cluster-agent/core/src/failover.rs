@@ -411,3 +411,6 @@ fn why(loss: &Loss) -> String {
 fn retry_us(attempts: u32, settings: &Settings) -> u64 {
     ((settings.timings.retry_after_ms * 1000) << attempts.min(8)).min(MAX_RETRY_US)
 }
+
+#[cfg(test)]
+mod tests;

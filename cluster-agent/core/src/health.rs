@@ -289,3 +289,6 @@ impl Peer {
         )
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -45,7 +45,7 @@ pub const INPUTS_MAX: usize = 1024;
 /// Why a guest moves that nobody but the operator moves.
 const OPERATOR_WANTS_IT: &str = "the operator wants it there";
 /// Events that may wait to be written down.
-const RECORDS_MAX: usize = 256;
+const RECORDS_MAX: usize = 4096;
 
 /// What the driver takes in.
 pub enum Input {
@@ -81,6 +81,8 @@ pub enum Input {
     },
     /// How a migration out of this host goes.
     Migration(GuestId, MigrationView),
+    /// For the history.
+    Record(Record),
 }
 
 /// What is asked of the brain, with the time.
@@ -240,6 +242,7 @@ impl Driver {
                 self.migrations.insert(guest, view);
                 self.draw();
             }
+            Input::Record(record) => self.carry_out(Action::Record(record)),
         }
     }
 

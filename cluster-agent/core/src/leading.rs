@@ -5,12 +5,13 @@ mod moving;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
+use alloc::vec;
 use alloc::vec::Vec;
 
 use crate::demand::Smoothing;
 use crate::drs::Drs;
 use crate::event::{Action, Level, Record};
-use crate::failover::{Decision, Failover, Situation};
+use crate::failover::{Decision, Failover, NOBODY_HOLDS_IT, Situation};
 use crate::health::{HostState, Peer};
 use crate::messages::{
     GuestState, Holder, Incarnation, LeaseSeen, Message, ReleaseOrder, Report, StartAnswer,
@@ -203,7 +204,11 @@ impl Leading {
         let decision =
             self.failover
                 .answered(now_us, from, &answer.guest, &answer.outcome, settings);
-        actions.extend(decision.map(|decision| self.carry_out(decision)));
+        actions.extend(
+            decision
+                .into_iter()
+                .flat_map(|decision| self.carry_out(decision)),
+        );
         actions
     }
 
@@ -264,7 +269,7 @@ impl Leading {
         actions.extend(
             decisions
                 .into_iter()
-                .map(|decision| self.carry_out(decision)),
+                .flat_map(|decision| self.carry_out(decision)),
         );
         actions
     }
@@ -329,7 +334,7 @@ impl Leading {
         all
     }
 
-    fn carry_out(&self, decision: Decision) -> Action {
+    fn carry_out(&self, decision: Decision) -> Vec<Action> {
         let record = |level, about: GuestId, text| Action::Record(Record { level, about, text });
         match decision {
             Decision::Order {
@@ -338,24 +343,28 @@ impl Leading {
                 from_epoch,
                 because,
             } => {
+                let wanted = because.starts_with(NOBODY_HOLDS_IT);
+                let level = if wanted { Level::Info } else { Level::Warning };
+                let text = format!("is started on {host}: {because}");
                 let order = StartOrder {
-                    guest,
+                    guest: guest.clone(),
                     leader_epoch: self.epoch,
                     from_epoch,
                     because,
                 };
-                Action::Send {
+                let send = Action::Send {
                     to: host,
                     message: Message::Start(order),
-                }
+                };
+                vec![send, record(level, guest, text)]
             }
             Decision::Waits { guest, because } => {
                 let text = format!("waits: {because}");
-                record(Level::Warning, guest, text)
+                vec![record(Level::Warning, guest, text)]
             }
             Decision::Failed { guest, because } => {
                 let text = format!("start failed: {because}");
-                record(Level::Warning, guest, text)
+                vec![record(Level::Warning, guest, text)]
             }
         }
     }

@@ -12,24 +12,25 @@
 
 mod arrival;
 mod claim;
+mod lease;
+mod watch;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cluster_core::event::{Event, StopHow};
+use cluster_core::event::{Event, Level, Record, StopHow};
 use cluster_core::messages::{GuestState, LocalGuest, StartOutcome};
-use cluster_core::model::{Desired, GuestId};
+use cluster_core::model::GuestId;
 use cluster_core::observation::Counted;
 use hyper::Method;
+use shared_storage::StoreError;
 use shared_storage::clock::boottime_us;
-use shared_storage::lease::{HeldLease, LeaseRecord};
-use shared_storage::{GuestDir, StoreError};
+use shared_storage::lease::HeldLease;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tracing::{info, warn};
-use vmm_core::control::{Counters, DiskCounters, Info, NetCounters};
-use vmm_core::lifecycle::State;
+use vmm_core::control::Info;
 
 use super::process::{self, Vmm};
 use super::{Host, Observed};
@@ -44,14 +45,6 @@ const CLAIM_PAUSE: Duration = Duration::from_millis(50);
 const STORAGE_LIMIT: Duration = Duration::from_secs(10);
 /// A VMM that does not answer by then has failed to start.
 const BOOT_LIMIT: Duration = Duration::from_mins(1);
-/// How often a VMM is asked how it does.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// A VMM that dies is restarted on the spot so often ...
-const RESTARTS_MAX: u32 = 5;
-/// ... with a pause that doubles from here ...
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// ... and counts from anew after it has run so long.
-const STEADY_AFTER: Duration = Duration::from_mins(10);
 
 /// Takes the word where the guest is waited for, or why it is not.
 pub type Berth = oneshot::Sender<Result<view::Berth, String>>;
@@ -115,8 +108,14 @@ pub async fn run(host: Arc<Host>, guest: GuestId, orders: mpsc::Receiver<Order>)
         Some(Order::Stop(_)) | None => return,
     };
     match end {
-        End::Gone(why) => info!(guest = task.guest, why, "is not here any more"),
-        End::Failed(why) => warn!(guest = task.guest, why, "gave up"),
+        End::Gone(why) => {
+            let text = format!("does not run here any more: {why}");
+            task.record(Level::Info, text).await;
+        }
+        End::Failed(why) => {
+            let text = format!("could not be run here: {why}");
+            task.record(Level::Warning, text).await;
+        }
     }
     task.clean_up().await;
     task.tell(None).await;
@@ -129,7 +128,10 @@ impl Task {
         let vmm = match self.boot(from_epoch).await {
             Ok(vmm) => vmm,
             Err(outcome) => {
-                let why = format!("{outcome:?}");
+                let why = match &outcome {
+                    StartOutcome::Failed { why } | StartOutcome::Refused { why } => why.clone(),
+                    _ => "another host was faster".to_owned(),
+                };
                 self.done(outcome).await;
                 return End::Failed(why);
             }
@@ -242,135 +244,6 @@ impl Task {
         line.to_owned()
     }
 
-    /// The VMM runs: report what it does, carry out orders, and deal with its end.
-    async fn watch(&mut self, mut vmm: Vmm) -> End {
-        let mut restarts = 0;
-        loop {
-            let began = Instant::now();
-            self.running_since = Some(began);
-            self.follow(&vmm).await;
-            self.running_since = None;
-            let why = self.last_words();
-            match self.last_lease().await {
-                Ok(Some(last)) if !self.is_mine(&last) => {
-                    if last.holder.is_none() {
-                        self.switched_off().await;
-                        return End::Gone("it was switched off");
-                    }
-                    return End::Gone("another host has its lease");
-                }
-                Ok(None) => return End::Gone("it has no lease"),
-                // Ours, or unknown: restarting is safe, for the VMM adopts the lease or fails.
-                Ok(Some(_)) | Err(_) => {}
-            }
-            if began.elapsed() > STEADY_AFTER {
-                restarts = 0;
-            }
-            if self.wants_stop().await {
-                self.give_up_lease().await;
-                return End::Gone("it was stopped");
-            }
-            if restarts == RESTARTS_MAX {
-                self.give_up_lease().await;
-                return End::Failed(why);
-            }
-            restarts += 1;
-            warn!(
-                guest = self.guest,
-                why, restarts, "its VMM died; restarting it here"
-            );
-            tokio::time::sleep(FIRST_PAUSE * 2u32.pow(restarts - 1)).await;
-            let again = match process::spawn(&self.host, &self.guest, &self.run_dir) {
-                Ok(again) => self.await_answer(again).await,
-                Err(error) => Err(error.to_string()),
-            };
-            match again {
-                Ok(again) => vmm = again,
-                Err(why) => {
-                    self.give_up_lease().await;
-                    return End::Failed(why);
-                }
-            }
-        }
-    }
-
-    /// Until the VMM ends.
-    async fn follow(&mut self, vmm: &Vmm) {
-        let mut look = tokio::time::interval(LOOK_EVERY);
-        let mut cut_at: Option<Instant> = None;
-        loop {
-            tokio::select! {
-                () = vmm.ended() => return,
-                order = self.orders.recv() => match order {
-                    Some(Order::Stop(how)) if cut_at.is_none() => {
-                        cut_at = Some(self.begin_stop(vmm, how).await);
-                    }
-                    Some(_) => {}
-                    None => return,
-                },
-                _ = look.tick() => {
-                    self.observe(vmm).await;
-                    if cut_at.is_some_and(|at| Instant::now() >= at) {
-                        self.power_off(vmm).await;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Press the button; returns when the power is to be cut.
-    async fn begin_stop(&self, vmm: &Vmm, how: StopHow) -> Instant {
-        if how == StopHow::PowerOff {
-            self.power_off(vmm).await;
-            return Instant::now() + STORAGE_LIMIT;
-        }
-        let grace_s = match self.guest_file().await {
-            Ok(file) => file.grace_s,
-            Err(_) => return Instant::now(),
-        };
-        let pressed: Result<(), _> = vmm
-            .control
-            .call(Method::PUT, "/v1/power-button", None::<&()>)
-            .await;
-        if let Err(error) = pressed {
-            warn!(guest = self.guest, %error, "cannot press its power button");
-        }
-        Instant::now() + Duration::from_secs(grace_s)
-    }
-
-    async fn power_off(&self, vmm: &Vmm) {
-        let off: Result<(), _> = vmm
-            .control
-            .call(Method::PUT, "/v1/power-off", None::<&()>)
-            .await;
-        if let Err(error) = off {
-            warn!(guest = self.guest, %error, "cannot switch it off; ending its VMM");
-            vmm.kill();
-        }
-    }
-
-    async fn observe(&mut self, vmm: &Vmm) {
-        let Some(info) = self.look(vmm).await else {
-            return;
-        };
-        self.epoch = info.epoch.unwrap_or(self.epoch);
-        let at_us = boottime_us();
-        let counters: Option<Counters> = vmm
-            .control
-            .call(Method::GET, "/v1/counters", None::<&()>)
-            .await
-            .ok();
-        let state = match info.state {
-            State::Built => GuestState::Starting,
-            State::Running | State::Migrating => GuestState::Running {
-                beating: counters.as_ref().is_some_and(beats),
-            },
-            State::Paused | State::Moved => GuestState::Paused,
-        };
-        let counted = counters.map(|counters| counted(at_us, &counters));
-        self.send(Some(state), counted).await;
-    }
-
     async fn tell(&self, state: Option<GuestState>) {
         self.send(state, None).await;
     }
@@ -392,6 +265,13 @@ impl Task {
             .await;
     }
 
+    /// Into the history, where it says why.
+    async fn record(&self, level: Level, text: String) {
+        let about = self.guest.clone();
+        let record = Record { level, about, text };
+        let _ = self.host.driver.send(Input::Record(record)).await;
+    }
+
     async fn done(&self, outcome: StartOutcome) {
         let guest = self.guest.clone();
         let event = Event::StartDone { guest, outcome };
@@ -402,73 +282,9 @@ impl Task {
             .await;
     }
 
-    fn is_mine(&self, last: &LeaseRecord) -> bool {
-        let me = self.host.keeper.host();
-        last.holder
-            .as_ref()
-            .is_some_and(|h| h.host == me.name() && h.incarnation == me.incarnation())
-    }
-
-    async fn last_lease(&self) -> Result<Option<LeaseRecord>, StoreError> {
-        self.on_dir(|dir| dir.lease().last()).await
-    }
-
     async fn guest_file(&self) -> Result<GuestFile, StoreError> {
         self.on_dir(|dir| dir.spec::<GuestFile>().map(|revised| revised.spec))
             .await
-    }
-
-    async fn wants_stop(&self) -> bool {
-        self.guest_file()
-            .await
-            .is_ok_and(|file| file.desired == Desired::Stopped)
-    }
-
-    /// It switched itself off, or was: its owner does not want it to run any more.
-    async fn switched_off(&self) {
-        let updated = self.on_dir(|dir| {
-            let mut file = dir.spec::<GuestFile>()?;
-            if file.spec.desired == Desired::Stopped {
-                return Ok(());
-            }
-            file.spec.desired = Desired::Stopped;
-            dir.update_spec(file.revision, &file.spec).map(|_| ())
-        });
-        if let Err(error) = updated.await {
-            warn!(guest = self.guest, %error, "cannot write down that it is off");
-        }
-    }
-
-    /// Let others have it: take the lease that the dead VMM left, and release it.
-    async fn give_up_lease(&self) {
-        let host = self.host.clone();
-        let held = self
-            .on_dir(move |dir| HeldLease::adopt(&host.keeper, dir.lease(), None, STORAGE_LIMIT));
-        match held.await {
-            Ok(lease) => self.release(lease).await,
-            Err(error) => warn!(guest = self.guest, %error, "cannot release its lease"),
-        }
-    }
-
-    async fn release(&self, lease: HeldLease) {
-        let release = move || lease.release(STORAGE_LIMIT);
-        if let Ok(Err(error)) = tokio::task::spawn_blocking(release).await {
-            warn!(guest = self.guest, %error, "cannot release its lease");
-        }
-    }
-
-    async fn on_dir<T: Send + 'static>(
-        &self,
-        act: impl FnOnce(&GuestDir) -> Result<T, StoreError> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        let (host, guest) = (self.host.clone(), self.guest.clone());
-        let on_dir = move || act(&host.store.guest(&guest)?);
-        match tokio::task::spawn_blocking(on_dir).await {
-            Ok(result) => result,
-            Err(join) => Err(StoreError::io("look at", &self.guest)(
-                std::io::Error::other(join),
-            )),
-        }
     }
 
     async fn clean_up(&self) {
@@ -483,25 +299,5 @@ impl Task {
         for name in ["api.sock", "console.sock", "vmm.pid"] {
             let _ = std::fs::remove_file(self.run_dir.join(name));
         }
-    }
-}
-
-/// Does the software inside live? Its network has been set up, then: a card has sent something.
-/// Without a card nobody can tell.
-fn beats(counters: &Counters) -> bool {
-    counters.nets.is_empty() || counters.nets.iter().any(|net| net.sent_bytes > 0)
-}
-
-fn counted(at_us: u64, counters: &Counters) -> Counted {
-    let disk = |disk: &DiskCounters| disk.read_bytes + disk.written_bytes;
-    let net = |net: &NetCounters| net.received_bytes + net.sent_bytes;
-    Counted {
-        at_us,
-        cpu_us: counters.cpu_us,
-        run_delay_us: counters.run_delay_us,
-        resident_mib: counters.resident_mib,
-        disk_bytes: counters.disks.iter().map(disk).sum(),
-        net_bytes: counters.nets.iter().map(net).sum(),
-        memory: counters.memory,
     }
 }

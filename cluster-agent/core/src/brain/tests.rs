@@ -78,11 +78,13 @@ fn a_lone_host_leads_and_starts_what_shall_run() {
             because,
             ..
         },
+        Action::Record(recorded),
     ] = &actions[..]
     else {
         panic!("{actions:?}")
     };
     assert!(because.contains("nobody holds it"), "{because}");
+    assert_eq!(recorded.text, format!("is started on a: {because}"));
     let outcome = StartOutcome::Running { epoch: 1 };
     brain.step(
         3000,

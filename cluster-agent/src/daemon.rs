@@ -96,10 +96,9 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         .map_err(host_error("listen on", any))?;
     let file = describe(&config, &facts, address);
     let lacks = newly_lacks(&store, &facts.name, &file)?;
-    let history = Arc::new(History::open(
-        &store.host_dir(&facts.name)?,
-        facts.name.clone(),
-    ));
+    let history = History::open(store.state().clone(), facts.name.clone());
+    let history = Arc::new(history);
+    store.host_dir(&facts.name)?;
     if !lacks.is_empty() {
         announce(&facts.name, &lacks, &history);
     }

@@ -2,7 +2,7 @@
 //!
 //! The id of each event tells the last number that its reader has seen of every host, so a
 //! reader that comes back with its `Last-Event-ID` misses nothing and gets nothing twice,
-//! whichever agent it asks. Events are read from the datastore when the reader is ready for
+//! whichever agent it asks. Events are read from their store when the reader is ready for
 //! them: a slow one costs no memory.
 
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ use hyper::body::{Bytes, Frame};
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE};
 use hyper::{HeaderMap, StatusCode};
 use serde::Deserialize;
-use shared_storage::Datastore;
+use shared_storage::StateStore;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::api::routes::{Api, Refused};
@@ -31,9 +31,9 @@ use crate::history::Tail;
 
 /// Readers at once, on one agent.
 const READERS_MAX: usize = 32;
-/// Events that may wait for one reader; more stay on the datastore until it has taken them.
+/// Events that may wait for one reader; more stay in their store until it has taken them.
 const QUEUE_MAX: usize = 64;
-/// The datastore is looked at so often.
+/// The store is looked at so often.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// A reader hears at least a comment so often.
 const COMMENT_EVERY: Duration = Duration::from_secs(15);
@@ -72,7 +72,7 @@ async fn stream(
     };
     let before = from.count.unwrap_or(0).min(BEFORE_MAX);
     let (queue, waiting) = mpsc::channel(QUEUE_MAX);
-    tokio::spawn(follow(api.store.clone(), seen, before, queue));
+    tokio::spawn(follow(api.store.state().clone(), seen, before, queue));
     let body = Body::new(Lines {
         waiting,
         _place: place,
@@ -86,15 +86,15 @@ async fn stream(
 
 /// Ends when its reader has gone.
 async fn follow(
-    store: Datastore,
+    state: Arc<dyn StateStore>,
     seen: Option<BTreeMap<String, u64>>,
     before: usize,
     queue: mpsc::Sender<Bytes>,
 ) {
-    let mut tail = Tail::new(store.root().join("hosts"), seen, before);
+    let mut tail = Tail::new(state, seen, before);
     let mut commented = Instant::now();
     while !queue.is_closed() {
-        // A datastore that hangs holds up this reader and nobody else.
+        // A store that hangs holds up this reader and nobody else.
         let look = tokio::task::spawn_blocking(move || {
             let new = tail.look();
             (tail, new)

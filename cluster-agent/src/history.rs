@@ -1,24 +1,19 @@
-//! What happened and why, kept on the datastore so that it outlives every host.
+//! What happened and why, kept in the cluster's state so that it outlives every host.
 //!
-//! Each host appends JSON lines to a file of its own (`hosts/<host>/events.jsonl`), so there
-//! is one writer a file and no lock; readers merge them by time.
+//! Each host appends JSON lines to a log of its own, so there is one writer a log and no lock;
+//! readers merge them by time.
 
 use std::collections::BTreeMap;
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use cluster_core::model::HostId;
-use shared_storage::undelegated;
+use shared_storage::state::Kind;
+use shared_storage::{StateStore, StoreError};
 
 use crate::api::views::Event;
 
-const FILE: &str = "events.jsonl";
-const OLDER_FILE: &str = "events.older.jsonl";
-/// A file that has grown to this many bytes becomes the older one; the older one goes.
-const FILE_BYTES_MAX: u64 = 1 << 20;
 /// Longest detail that is recorded, in bytes; the rest is cut.
 const DETAIL_BYTES_MAX: usize = 2000;
 
@@ -26,30 +21,32 @@ const DETAIL_BYTES_MAX: usize = 2000;
 #[derive(Debug)]
 pub struct History {
     host: HostId,
-    dir: PathBuf,
+    state: Arc<dyn StateStore>,
     next_number: Mutex<u64>,
 }
 
 impl History {
-    /// Go on with the history of `host` in its directory on the datastore.
-    pub fn open(host_dir: &Path, host: HostId) -> Self {
-        let last = read_host(host_dir).last().map_or(0, |event| event.number);
+    /// Go on with the history of `host`.
+    pub fn open(state: Arc<dyn StateStore>, host: HostId) -> Self {
+        let last = of_host(&*state, &host)
+            .last()
+            .map_or(0, |event| event.number);
         Self {
             host,
-            dir: host_dir.to_owned(),
+            state,
             next_number: Mutex::new(last + 1),
         }
     }
 
     /// Record that `what` happened to `about`, and why.
     ///
-    /// Blocks on the datastore: call it where that holds up nothing. Errors are the
-    /// caller's to log; an event that cannot be recorded must not stop the act itself.
-    pub fn record(&self, about: &str, what: &str, detail: &str) -> io::Result<Event> {
+    /// Blocks on the store: call it where that holds up nothing. Errors are the caller's to
+    /// log; an event that cannot be recorded must not stop the act itself.
+    pub fn record(&self, about: &str, what: &str, detail: &str) -> Result<Event, StoreError> {
         let mut number = self
             .next_number
             .lock()
-            .map_err(|_| io::Error::other("poisoned"))?;
+            .unwrap_or_else(PoisonError::into_inner);
         let cut = detail.floor_char_boundary(DETAIL_BYTES_MAX);
         let event = Event {
             number: *number,
@@ -59,35 +56,24 @@ impl History {
             what: what.to_owned(),
             detail: detail[..cut].to_owned(),
         };
-        let mut line = serde_json::to_vec(&event).map_err(io::Error::other)?;
-        line.push(b'\n');
-        self.make_room()?;
-        let path = self.dir.join(FILE);
-        let mut file = OpenOptions::new().append(true).create(true).open(path)?;
-        file.write_all(&line)?;
+        let line = serde_json::to_string(&event)
+            .map_err(|error| StoreError::io("write down", about)(io::Error::other(error)))?;
+        self.state.append(&self.host, &line)?;
         *number += 1;
         Ok(event)
     }
-
-    fn make_room(&self) -> io::Result<()> {
-        let path = self.dir.join(FILE);
-        match fs::metadata(&path) {
-            Ok(metadata) if metadata.len() >= FILE_BYTES_MAX => {
-                fs::rename(path, self.dir.join(OLDER_FILE))
-            }
-            Ok(_) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
 }
 
-/// The newest `count` events of all hosts under `hosts_dir` (about `about`, if that is named),
-/// the oldest of them first.
-pub fn read_all(hosts_dir: &Path, about: Option<&str>, count: usize) -> io::Result<Vec<Event>> {
+/// The newest `count` events of all hosts (about `about`, if that is named), the oldest of them
+/// first.
+pub fn read_all(
+    state: &dyn StateStore,
+    about: Option<&str>,
+    count: usize,
+) -> Result<Vec<Event>, StoreError> {
     let mut events = Vec::new();
-    for host in fs::read_dir(hosts_dir)? {
-        events.extend(read_host(&host?.path()));
+    for host in state.list(Kind::Hosts)? {
+        events.extend(of_host(state, &host));
     }
     events.retain(|event| about.is_none_or(|about| event.about == about));
     events.sort_by(|a, b| (a.unix_ms, &a.host, a.number).cmp(&(b.unix_ms, &b.host, b.number)));
@@ -97,11 +83,11 @@ pub fn read_all(hosts_dir: &Path, about: Option<&str>, count: usize) -> io::Resu
 /// Follows the histories of all hosts.
 #[derive(Debug)]
 pub struct Tail {
-    hosts_dir: PathBuf,
+    state: Arc<dyn StateStore>,
     /// The last number seen of each host.
     seen: BTreeMap<HostId, u64>,
-    /// How long each host's file was when it was last read.
-    lengths: BTreeMap<HostId, u64>,
+    /// The mark of each host's log when it was last read.
+    marks: BTreeMap<HostId, u64>,
     /// What there was before counts as seen, but for so many.
     before: Option<usize>,
 }
@@ -109,44 +95,37 @@ pub struct Tail {
 impl Tail {
     /// Go on after what was `seen`; or, if nothing is said of that, begin with the last
     /// `before` events and what comes from now on.
-    pub fn new(hosts_dir: PathBuf, seen: Option<BTreeMap<HostId, u64>>, before: usize) -> Self {
+    pub fn new(
+        state: Arc<dyn StateStore>,
+        seen: Option<BTreeMap<HostId, u64>>,
+        before: usize,
+    ) -> Self {
         Self {
-            hosts_dir,
+            state,
             before: seen.is_none().then_some(before),
             seen: seen.unwrap_or_default(),
-            lengths: BTreeMap::new(),
+            marks: BTreeMap::new(),
         }
     }
 
-    /// What is new, each event with what has been seen once it is. Blocks on the datastore;
-    /// a host that cannot be read is looked at again the next time.
+    /// What is new, each event with what has been seen once it is. Blocks on the store; a host
+    /// whose log cannot be read is looked at again the next time.
     pub fn look(&mut self) -> Vec<(Event, BTreeMap<HostId, u64>)> {
         let mut new = Vec::new();
-        for host in fs::read_dir(&self.hosts_dir)
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            let Ok(name) = host.file_name().into_string() else {
-                continue;
-            };
-            // Opened first: the length that an NFS client remembers may be a minute old.
-            let file = undelegated::open(&host.path().join(FILE));
-            let length = file
-                .and_then(|file| file.metadata())
-                .map_or(0, |file| file.len());
-            if self.lengths.get(&name) == Some(&length) {
+        for host in self.state.list(Kind::Hosts).unwrap_or_default() {
+            let mark = self.state.log_mark(&host).unwrap_or(0);
+            if self.marks.get(&host) == Some(&mark) {
                 continue;
             }
-            let last = self.seen.get(&name).copied().unwrap_or(0);
-            let events = read_host(&host.path()).into_iter();
+            let last = self.seen.get(&host).copied().unwrap_or(0);
+            let events = of_host(&*self.state, &host).into_iter();
             // A clock that was set back must not turn a host's own order round.
             let mut latest_ms = 0;
             new.extend(events.filter(|event| event.number > last).map(|event| {
                 latest_ms = event.unix_ms.max(latest_ms);
                 (latest_ms, event)
             }));
-            self.lengths.insert(name, length);
+            self.marks.insert(host, mark);
         }
         new.sort_by(|(a_ms, a), (b_ms, b)| {
             (a_ms, &a.host, a.number).cmp(&(b_ms, &b.host, b.number))
@@ -163,17 +142,12 @@ impl Tail {
     }
 }
 
-/// The events of one host, in order. Lines that a crash cut short are passed over, and a
-/// host that has recorded nothing has no file.
-fn read_host(host_dir: &Path) -> Vec<Event> {
-    [OLDER_FILE, FILE]
-        .iter()
-        .filter_map(|name| undelegated::read_to_string(&host_dir.join(name)).ok())
-        .flat_map(|text| {
-            let parse = |line: &str| serde_json::from_str(line).ok();
-            text.lines().filter_map(parse).collect::<Vec<Event>>()
-        })
-        .collect()
+/// The events of one host, in order. Lines that a crash cut short are passed over, and so is a
+/// host whose log cannot be read.
+fn of_host(state: &dyn StateStore, host: &str) -> Vec<Event> {
+    let log = state.log(host).unwrap_or_default();
+    let parse = |line: &str| serde_json::from_str(line).ok();
+    log.lines().filter_map(parse).collect()
 }
 
 fn unix_ms() -> u64 {
@@ -183,35 +157,41 @@ fn unix_ms() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use shared_storage::state::{Key, Memory};
+
     use super::*;
+
+    /// A store with two hosts, and how to open their histories.
+    fn two_hosts() -> Arc<dyn StateStore> {
+        let state: Arc<dyn StateStore> = Arc::new(Memory::default());
+        for host in ["a", "b"] {
+            state.put(&Key::Host(host.to_owned()), 0, "").unwrap();
+        }
+        state
+    }
+
+    fn open(state: &Arc<dyn StateStore>, host: &str) -> History {
+        History::open(state.clone(), host.to_owned())
+    }
 
     #[test]
     fn histories_of_hosts_are_merged_and_go_on_after_a_restart() {
-        let dir = tempfile::tempdir().unwrap();
-        for host in ["a", "b"] {
-            fs::create_dir(dir.path().join(host)).unwrap();
-        }
-        let a = History::open(&dir.path().join("a"), "a".into());
-        let b = History::open(&dir.path().join("b"), "b".into());
+        let state = two_hosts();
+        let (a, b) = (open(&state, "a"), open(&state, "b"));
         a.record("web1", "started", "room for 4 GiB").unwrap();
         b.record("web2", "started", "room for 2 GiB").unwrap();
         drop(a);
-        let a = History::open(&dir.path().join("a"), "a".into());
+        let a = open(&state, "a");
         assert_eq!(a.record("web1", "stopped", "asked to").unwrap().number, 2);
-        assert_eq!(read_all(dir.path(), None, 10).unwrap().len(), 3);
-        assert_eq!(read_all(dir.path(), None, 1).unwrap().len(), 1);
-        assert_eq!(read_all(dir.path(), Some("web2"), 9).unwrap().len(), 1);
+        assert_eq!(read_all(&*state, None, 10).unwrap().len(), 3);
+        assert_eq!(read_all(&*state, None, 1).unwrap().len(), 1);
+        assert_eq!(read_all(&*state, Some("web2"), 9).unwrap().len(), 1);
     }
 
     #[test]
     fn a_tail_tells_each_event_once_and_goes_on_where_another_ended() {
-        let dir = tempfile::tempdir().unwrap();
-        let open = |host: &str| {
-            let own = dir.path().join(host);
-            fs::create_dir_all(&own).unwrap();
-            History::open(&own, host.into())
-        };
-        let (a, b) = (open("a"), open("b"));
+        let state = two_hosts();
+        let (a, b) = (open(&state, "a"), open(&state, "b"));
         let told = |tail: &mut Tail| -> Vec<String> {
             tail.look()
                 .into_iter()
@@ -220,7 +200,7 @@ mod tests {
         };
         a.record("web1", "first", "").unwrap();
         b.record("web1", "second", "").unwrap();
-        let mut tail = Tail::new(dir.path().to_owned(), None, 1);
+        let mut tail = Tail::new(state.clone(), None, 1);
         assert_eq!(told(&mut tail), ["second"]);
         assert!(told(&mut tail).is_empty());
         a.record("web1", "third", "").unwrap();
@@ -228,36 +208,20 @@ mod tests {
         let new = tail.look();
         let seen = new[0].1.clone();
         assert_eq!(seen, BTreeMap::from([("a".into(), 2), ("b".into(), 1)]));
-        let mut again = Tail::new(dir.path().to_owned(), Some(seen), 9);
+        let mut again = Tail::new(state.clone(), Some(seen), 9);
         assert_eq!(told(&mut again), ["fourth"]);
-        assert!(told(&mut Tail::new(dir.path().to_owned(), None, 0)).is_empty());
+        assert!(told(&mut Tail::new(state, None, 0)).is_empty());
     }
 
     #[test]
-    fn a_line_cut_short_by_a_crash_loses_only_itself() {
-        let dir = tempfile::tempdir().unwrap();
-        let history = History::open(dir.path(), "a".into());
+    fn a_line_cut_short_by_a_crash_loses_only_itself_and_a_long_one_its_end() {
+        let state = two_hosts();
+        let history = open(&state, "a");
         history.record("web1", "started", "").unwrap();
-        let mut file = OpenOptions::new()
-            .append(true)
-            .open(dir.path().join(FILE))
-            .unwrap();
-        file.write_all(b"{\"number\":2,\"uni\n").unwrap();
-        history
-            .record("web1", "stopped", &"é".repeat(3000))
-            .unwrap();
-        assert_eq!(read_host(dir.path()).len(), 2);
-    }
-
-    #[test]
-    fn a_full_file_becomes_the_older_one() {
-        let dir = tempfile::tempdir().unwrap();
-        let history = History::open(dir.path(), "a".into());
-        history.record("web1", "started", "").unwrap();
-        let filler = vec![b'\n'; FILE_BYTES_MAX as usize];
-        fs::write(dir.path().join(FILE), filler).unwrap();
-        history.record("web1", "stopped", "").unwrap();
-        assert!(dir.path().join(OLDER_FILE).exists());
-        assert_eq!(read_host(dir.path()).len(), 1);
+        state.append("a", "{\"number\":2,\"uni").unwrap();
+        let long = "é".repeat(3000);
+        let event = history.record("web1", "stopped", &long).unwrap();
+        assert_eq!(event.detail.len(), DETAIL_BYTES_MAX);
+        assert_eq!(of_host(&*state, "a").len(), 2);
     }
 }

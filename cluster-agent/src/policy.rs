@@ -60,7 +60,10 @@ impl Policy {
 #[cfg(test)]
 mod tests {
     use cluster_core::drs::Automation;
+    use std::sync::Arc;
+
     use shared_storage::ClusterFile;
+    use shared_storage::state::Memory;
     use storage_core::timing::Timing;
 
     use super::*;
@@ -71,6 +74,7 @@ mod tests {
         let mut cluster = ClusterFile::new("test", Timing::default());
         cluster.policy = toml::from_str("starts-per-host = 3").unwrap();
         let store = Datastore::create(dir.path(), &cluster).unwrap();
+        let store = store.with_state(Arc::new(Memory::default()));
         assert_eq!(
             Policy::read(&store).unwrap().spec.settings.starts_per_host,
             3

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -15,20 +16,23 @@ use crate::document::{self, DOCUMENT_BYTES_LIMIT, Revised, parse_versioned};
 use crate::error::StoreError;
 use crate::guest_dir::GuestDir;
 use crate::lease::LeaseFiles;
+use crate::state::{Files, FreshDir, Key, Kind, StateStore, remove_at_once, remove_dir};
 
 const CLUSTER_FILE: &str = "cluster.toml";
-const POLICY_FILE: &str = "policy.toml";
-const TOKENS_FILE: &str = "tokens.toml";
-const HOST_FILE: &str = "host.toml";
 const DIRECTORIES: [&str; 4] = ["trust", "hosts", "images", "guests"];
 /// The subject of the lease that makes a host the leader.
 pub const LEADER: &str = "leader";
 
 /// An open datastore. Cheap to clone; holds no descriptor.
+///
+/// Leases, heartbeats, disks, images and trust are always files of its directory. What else the
+/// cluster is told and remembers is kept by its [`StateStore`]: files as well, unless another
+/// one is given.
 #[derive(Debug, Clone)]
 pub struct Datastore {
     root: PathBuf,
     cluster: ClusterFile,
+    state: Arc<dyn StateStore>,
 }
 
 impl Datastore {
@@ -75,7 +79,8 @@ impl Datastore {
             }
             other => other?,
         };
-        let cluster: ClusterFile = parse_versioned(&path, &bytes, VERSION)?;
+        let text = document::utf8(&path, bytes)?;
+        let cluster: ClusterFile = parse_versioned(&path, &text, VERSION)?;
         cluster
             .timing
             .check()
@@ -83,7 +88,19 @@ impl Datastore {
         Ok(Self {
             root: root.into(),
             cluster,
+            state: Arc::new(Files::new(root)),
         })
+    }
+
+    /// The same with its state elsewhere than in its files.
+    #[must_use]
+    pub fn with_state(self, state: Arc<dyn StateStore>) -> Self {
+        Self { state, ..self }
+    }
+
+    /// What the cluster is told and remembers.
+    pub fn state(&self) -> &Arc<dyn StateStore> {
+        &self.state
     }
 
     /// Replaces the settings in cluster.toml; the id stays.
@@ -108,7 +125,7 @@ impl Datastore {
 
     /// What the operator wants of the cluster; [`StoreError::Missing`] until something is.
     pub fn policy<T: DeserializeOwned>(&self) -> Result<Revised<T>, StoreError> {
-        document::read(&self.root.join(POLICY_FILE))
+        self.state.read(&Key::Policy)
     }
 
     /// Makes `policy` the revision after `revision` (0 for the first), or says that somebody
@@ -118,12 +135,12 @@ impl Datastore {
         revision: u64,
         policy: &T,
     ) -> Result<u64, StoreError> {
-        document::update(&self.root.join(POLICY_FILE), revision, policy)
+        self.state.update(&Key::Policy, revision, policy)
     }
 
     /// The tokens of operators; [`StoreError::Missing`] until one was made.
     pub fn tokens<T: DeserializeOwned>(&self) -> Result<Revised<T>, StoreError> {
-        document::read(&self.trust_dir().join(TOKENS_FILE))
+        self.state.read(&Key::Tokens)
     }
 
     /// Makes `tokens` the revision after `revision` (0 for the first), or says that somebody
@@ -133,7 +150,7 @@ impl Datastore {
         revision: u64,
         tokens: &T,
     ) -> Result<u64, StoreError> {
-        document::update(&self.trust_dir().join(TOKENS_FILE), revision, tokens)
+        self.state.update(&Key::Tokens, revision, tokens)
     }
 
     /// The directory.
@@ -163,9 +180,9 @@ impl Datastore {
 
     // --- hosts ---
 
-    /// The hosts that ever joined, in order of their names.
+    /// The hosts that are members, in order of their names.
     pub fn hosts(&self) -> Result<Vec<String>, StoreError> {
-        self.named("hosts")
+        self.state.list(Kind::Hosts)
     }
 
     /// A host's directory, made if need be.
@@ -182,23 +199,28 @@ impl Datastore {
 
     /// What a host says about itself.
     pub fn read_host<T: DeserializeOwned>(&self, host: &str) -> Result<T, StoreError> {
-        let path = self.path_of("hosts", host)?.join(HOST_FILE);
-        let bytes = read_limited(&path, DOCUMENT_BYTES_LIMIT)?;
-        parse_versioned(&path, &bytes, VERSION).map(|HostOnDisk { host, .. }| host)
+        let said = self.state.get(&Key::Host(host.into()))?;
+        parse_versioned(&said.place, &said.text, VERSION).map(|HostOnDisk { host, .. }| host)
     }
 
     /// Says something about a host. Only the host itself does, so that no revision is needed.
     pub fn write_host<T: Serialize>(&self, name: &str, host: &T) -> Result<(), StoreError> {
-        let path = self.host_dir(name)?.join(HOST_FILE);
-        let text = toml::to_string_pretty(&HostOnDisk {
+        let key = Key::Host(name.into());
+        let on_disk = HostOnDisk {
             version: VERSION,
             host,
-        })
-        .map_err(|error| StoreError::Invalid {
-            path: path.clone(),
+        };
+        let text = toml::to_string_pretty(&on_disk).map_err(|error| StoreError::Invalid {
+            path: key.place(),
             why: error.to_string(),
         })?;
-        atomic::replace(&path, text.as_bytes())
+        self.state.put(&key, 0, &text)
+    }
+
+    /// Removes all that there is of a host: what it said, its history, its heartbeat.
+    pub fn remove_host(&self, name: &str) -> Result<(), StoreError> {
+        self.state.remove(&Key::Host(name.into()))?;
+        remove_dir(&self.path_of("hosts", name)?)
     }
 
     // --- images ---
@@ -222,7 +244,7 @@ impl Datastore {
 
     /// The guests, in order of their names.
     pub fn guests(&self) -> Result<Vec<String>, StoreError> {
-        self.named("guests")
+        self.state.list(Kind::Guests)
     }
 
     /// A guest's directory.
@@ -231,7 +253,8 @@ impl Datastore {
         if !dir.is_dir() {
             return Err(StoreError::Missing(dir));
         }
-        Ok(GuestDir::new(dir, name, self.cluster.id))
+        let state = self.state.clone();
+        Ok(GuestDir::new(dir, name, self.cluster.id, state))
     }
 
     /// Makes a guest: its directory appears whole, with its spec and whatever `fill` puts
@@ -242,25 +265,10 @@ impl Datastore {
         spec: &T,
         fill: impl FnOnce(&Path) -> Result<(), StoreError>,
     ) -> Result<GuestDir, StoreError> {
-        let dir = self.path_of("guests", name)?;
-        let fresh = temporary(&dir);
-        fs::create_dir(&fresh).map_err(StoreError::io("create", &fresh))?;
-        let made = document::write_first(&fresh.join(GuestDir::SPEC_FILE), spec)
-            .and_then(|()| fill(&fresh))
-            .and_then(|()| sync_dir(&fresh))
-            .and_then(|()| {
-                fs::rename(&fresh, &dir).map_err(|error| match error.kind() {
-                    io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty => {
-                        StoreError::Exists(dir.clone())
-                    }
-                    _ => StoreError::io("create", &dir)(error),
-                })
-            });
-        if let Err(error) = made {
-            let _ = fs::remove_dir_all(&fresh);
-            return Err(error);
-        }
-        sync_dir(&self.root.join("guests"))?;
+        let text = document::render(&Key::Guest(name.into()).place(), 1, spec)?;
+        let fresh = FreshDir::beside(&self.path_of("guests", name)?)?;
+        fill(fresh.path())?;
+        self.state.create_guest(name, fresh, &text)?;
         self.guest(name)
     }
 
@@ -270,13 +278,8 @@ impl Datastore {
     /// NFS, a file that a process of this host has open) stays as a leftover.
     pub fn remove_guest(&self, name: &str) -> Result<(), StoreError> {
         let dir = self.guest(name)?.path().to_owned();
-        let doomed = temporary(&dir);
-        fs::rename(&dir, &doomed).map_err(StoreError::io("remove", &dir))?;
-        sync_dir(&self.root.join("guests"))?;
-        if let Err(error) = fs::remove_dir_all(&doomed) {
-            tracing::warn!(%error, leftover = %doomed.display(), "guest {name} is gone, its files are not");
-        }
-        Ok(())
+        self.state.remove(&Key::Guest(name.into()))?;
+        remove_at_once(&dir)
     }
 
     /// Everything that is wrong with the datastore, without changing it.
@@ -354,14 +357,6 @@ fn is_absent(error: &StoreError) -> bool {
 struct HostOnDisk<T> {
     version: u32,
     host: T,
-}
-
-/// Reads a guest's spec in one go.
-pub fn read_spec<T: DeserializeOwned>(
-    store: &Datastore,
-    guest: &str,
-) -> Result<Revised<T>, StoreError> {
-    store.guest(guest)?.spec()
 }
 
 #[cfg(test)]
@@ -447,8 +442,8 @@ mod tests {
         fs::write(guest.path().join("lease.3"), "rubbish").unwrap();
         fs::write(guest.path().join("guest.toml"), "version = 1").unwrap();
         fs::write(store.host_dir("a").unwrap().join("heartbeat"), "").unwrap();
-        fs::write(store.host_dir("a").unwrap().join(HOST_FILE), "version = 9").unwrap();
-        fs::write(store.root().join(POLICY_FILE), "version = 1").unwrap();
+        fs::write(store.host_dir("a").unwrap().join("host.toml"), "version = 9").unwrap();
+        fs::write(store.root().join("policy.toml"), "version = 1").unwrap();
         let wrong: Vec<_> = store
             .validate()
             .unwrap()

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::atomic::{names, read_limited, sync_dir, temporary, write_synced};
 use crate::error::StoreError;
+use crate::state::Document;
 
 /// No document is longer than this.
 pub const DOCUMENT_BYTES_LIMIT: u64 = 1 << 20;
@@ -41,16 +42,16 @@ struct OnDisk<T> {
 #[derive(Deserialize)]
 struct Head {
     version: u32,
+    #[serde(default)]
+    revision: u64,
 }
 
 /// Reads the newest revision of the document at `path`.
-pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Revised<T>, StoreError> {
+pub(crate) fn read_text(path: &Path) -> Result<Document, StoreError> {
     let mut attempt = 0;
     loop {
         attempt += 1;
-        let newest = newest(path)?;
-        match read_limited(&newest, DOCUMENT_BYTES_LIMIT) {
-            Ok(bytes) => return parse(&newest, &bytes),
+        match newest(path) {
             // Replaced since it was listed; over NFS that shows as a stale handle.
             Err(error)
                 if attempt < READ_ATTEMPTS
@@ -61,33 +62,27 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Revised<T>, StoreError> 
             Err(error) if error.io_kind() == Some(io::ErrorKind::NotFound) => {
                 return Err(StoreError::Missing(path.into()));
             }
-            Err(error) => return Err(error),
+            other => return other,
         }
     }
 }
 
-/// Writes the first revision of a document into a directory nobody else uses yet.
-pub(crate) fn write_first<T: Serialize>(path: &Path, spec: &T) -> Result<(), StoreError> {
-    let text = render(path, 1, spec)?;
-    write_synced(path, text.as_bytes())
-}
-
-/// Makes `spec` the revision after `read.revision`, or says that somebody else was faster.
+/// Makes `text` the revision after `expected`, or says that somebody else was faster.
 /// Revision 0 is that of a document that does not exist yet.
-pub fn update<T: Serialize>(path: &Path, expected: u64, spec: &T) -> Result<u64, StoreError> {
-    let found = match revision_of(path) {
-        Err(StoreError::Missing(_)) if expected == 0 => 0,
-        other => other?,
+pub(crate) fn update_text(path: &Path, expected: u64, text: &str) -> Result<(), StoreError> {
+    let changed = |found| StoreError::Changed {
+        path: path.into(),
+        expected,
+        found,
+    };
+    let found = match read_text(path) {
+        Err(StoreError::Missing(_)) => 0,
+        other => other?.revision,
     };
     if found != expected {
-        return Err(StoreError::Changed {
-            path: path.into(),
-            expected,
-            found,
-        });
+        return Err(changed(found));
     }
     let revision = expected + 1;
-    let text = render(path, revision, spec)?;
     let fresh = temporary(path);
     write_synced(&fresh, text.as_bytes())?;
     let numbered = numbered(path, revision);
@@ -96,12 +91,7 @@ pub fn update<T: Serialize>(path: &Path, expected: u64, spec: &T) -> Result<u64,
     {
         let _ = fs::remove_file(&fresh);
         if error.kind() == io::ErrorKind::AlreadyExists {
-            let found = revision_of(path)?;
-            return Err(StoreError::Changed {
-                path: path.into(),
-                expected,
-                found,
-            });
+            return Err(changed(read_text(path)?.revision));
         }
         return Err(StoreError::io("write", numbered)(error));
     }
@@ -113,28 +103,44 @@ pub fn update<T: Serialize>(path: &Path, expected: u64, spec: &T) -> Result<u64,
             let _ = fs::remove_file(file);
         }
     }
-    Ok(revision)
+    Ok(())
 }
 
-fn revision_of(path: &Path) -> Result<u64, StoreError> {
-    Ok(read::<toml::Table>(path)?.revision)
+/// Removes the document, its newest revision last.
+pub(crate) fn remove(path: &Path) -> Result<(), StoreError> {
+    let mut numbered = numbered_files(path)?;
+    numbered.sort();
+    let files = numbered.into_iter().map(|(_, file)| file);
+    for file in std::iter::once(path.to_owned()).chain(files) {
+        match fs::remove_file(&file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => other.map_err(StoreError::io("remove", &file))?,
+        }
+    }
+    sync_dir(parent(path))
 }
 
-/// The file that holds the newest revision.
-fn newest(path: &Path) -> Result<PathBuf, StoreError> {
+/// The newest revision there is at this instant.
+fn newest(path: &Path) -> Result<Document, StoreError> {
+    let plain = read_file(path);
     let highest = numbered_files(path)?
         .into_iter()
         .max_by_key(|(revision, _)| *revision);
-    let Some((revision, file)) = highest else {
-        return Ok(path.into());
-    };
-    // An editor that replaces the plain file leaves it with the revision it had, or a later.
-    let plain = read_limited(path, DOCUMENT_BYTES_LIMIT)
-        .and_then(|bytes| parse::<toml::Table>(path, &bytes));
-    Ok(if plain.is_ok_and(|plain| plain.revision >= revision) {
-        path.into()
-    } else {
-        file
+    match (highest, plain) {
+        (None, plain) => plain,
+        // An editor that replaces the plain file leaves it with the revision it had, or a later.
+        (Some((revision, _)), Ok(plain)) if plain.revision >= revision => Ok(plain),
+        (Some((_, file)), _) => read_file(&file),
+    }
+}
+
+fn read_file(path: &Path) -> Result<Document, StoreError> {
+    let text = utf8(path, read_limited(path, DOCUMENT_BYTES_LIMIT)?)?;
+    let head: Head = parse_versioned(path, &text, VERSION)?;
+    Ok(Document {
+        revision: head.revision,
+        text,
+        place: path.into(),
     })
 }
 
@@ -173,47 +179,66 @@ pub(crate) fn same_file(one: &Path, other: &Path) -> bool {
     matches!((id(one), id(other)), (Ok(one), Ok(other)) if one == other)
 }
 
-fn render<T: Serialize>(path: &Path, revision: u64, spec: &T) -> Result<String, StoreError> {
-    let invalid = |why: String| StoreError::Invalid {
-        path: path.into(),
-        why,
-    };
+/// The text of a revision; `path` is for messages.
+pub(crate) fn render<T: Serialize>(
+    path: &Path,
+    revision: u64,
+    spec: &T,
+) -> Result<String, StoreError> {
     let on_disk = OnDisk {
         version: VERSION,
         revision,
         spec,
     };
-    let text = toml::to_string_pretty(&on_disk).map_err(|error| invalid(error.to_string()))?;
-    if text.len() as u64 > DOCUMENT_BYTES_LIMIT {
-        let (bytes, limit) = (text.len() as u64, DOCUMENT_BYTES_LIMIT);
+    toml::to_string_pretty(&on_disk).map_err(|error| StoreError::Invalid {
+        path: path.into(),
+        why: error.to_string(),
+    })
+}
+
+/// Refuses a text that no reader would take.
+pub(crate) fn check_length(path: &Path, text: &str) -> Result<(), StoreError> {
+    let (bytes, limit) = (text.len() as u64, DOCUMENT_BYTES_LIMIT);
+    if bytes > limit {
         return Err(StoreError::TooLarge {
             path: path.into(),
             bytes,
             limit,
         });
     }
-    Ok(text)
+    Ok(())
 }
 
-fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<Revised<T>, StoreError> {
-    let on_disk: OnDisk<T> = parse_versioned(path, bytes, VERSION)?;
+/// What a text says; `path` is for messages.
+pub(crate) fn parse<T: DeserializeOwned>(
+    path: &Path,
+    text: &str,
+) -> Result<Revised<T>, StoreError> {
+    let on_disk: OnDisk<T> = parse_versioned(path, text, VERSION)?;
     Ok(Revised {
         revision: on_disk.revision,
         spec: on_disk.spec,
     })
 }
 
+/// Bytes that should be text.
+pub(crate) fn utf8(path: &Path, bytes: Vec<u8>) -> Result<String, StoreError> {
+    String::from_utf8(bytes).map_err(|error| StoreError::Invalid {
+        path: path.into(),
+        why: error.utf8_error().to_string(),
+    })
+}
+
 /// Parses a text whose `version` is looked at before anything else is.
 pub(crate) fn parse_versioned<T: DeserializeOwned>(
     path: &Path,
-    bytes: &[u8],
+    text: &str,
     known: u32,
 ) -> Result<T, StoreError> {
     let invalid = |why: String| StoreError::Invalid {
         path: path.into(),
         why,
     };
-    let text = std::str::from_utf8(bytes).map_err(|error| invalid(error.to_string()))?;
     let head: Head = toml::from_str(text).map_err(|error| invalid(error.to_string()))?;
     if head.version > known {
         return Err(StoreError::Newer {
@@ -241,8 +266,18 @@ mod tests {
     fn fresh() -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("guest.toml");
-        write_first(&path, &spec(1)).unwrap();
+        fs::write(&path, render(&path, 1, &spec(1)).unwrap()).unwrap();
         (dir, path)
+    }
+
+    fn read<T: DeserializeOwned>(path: &Path) -> Result<Revised<T>, StoreError> {
+        let read = read_text(path)?;
+        parse(&read.place, &read.text)
+    }
+
+    fn update(path: &Path, expected: u64, spec: &Spec) -> Result<u64, StoreError> {
+        update_text(path, expected, &render(path, expected + 1, spec)?)?;
+        Ok(expected + 1)
     }
 
     #[test]
@@ -258,47 +293,6 @@ mod tests {
             }
         );
         assert_eq!(names(dir.path()).unwrap(), ["guest.toml", "guest.toml.3"]);
-    }
-
-    #[test]
-    fn a_lost_update_is_refused() {
-        let (_dir, path) = fresh();
-        update(&path, 1, &spec(2)).unwrap();
-        let error = update(&path, 1, &spec(9)).unwrap_err();
-        assert!(
-            matches!(
-                error,
-                StoreError::Changed {
-                    expected: 1,
-                    found: 2,
-                    ..
-                }
-            ),
-            "{error}"
-        );
-        assert_eq!(read::<Spec>(&path).unwrap().spec, spec(2));
-    }
-
-    #[test]
-    fn of_many_writers_one_wins_each_revision() {
-        let (_dir, path) = fresh();
-        let wins: usize = std::thread::scope(|scope| {
-            let writers: Vec<_> = (0..8)
-                .map(|n| {
-                    scope.spawn({
-                        let path = &path;
-                        move || update(path, 1, &spec(n))
-                    })
-                })
-                .collect();
-            writers
-                .into_iter()
-                .filter(|_| true)
-                .map(|writer| usize::from(writer.join().unwrap().is_ok()))
-                .sum()
-        });
-        assert_eq!(wins, 1);
-        assert_eq!(read::<Spec>(&path).unwrap().revision, 2);
     }
 
     #[test]

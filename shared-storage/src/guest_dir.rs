@@ -1,14 +1,16 @@
 //! One guest's directory: everything that the guest is.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::document::{self, Revised};
+use crate::document::Revised;
 use crate::error::StoreError;
 use crate::fence::{self, DiskFence};
 use crate::lease::LeaseFiles;
+use crate::state::{Key, StateStore};
 
 /// A guest's directory.
 #[derive(Debug, Clone)]
@@ -16,17 +18,24 @@ pub struct GuestDir {
     path: PathBuf,
     name: String,
     cluster: [u8; 16],
+    state: Arc<dyn StateStore>,
 }
 
 impl GuestDir {
     /// The file with the spec.
     pub const SPEC_FILE: &str = "guest.toml";
 
-    pub(crate) fn new(path: PathBuf, name: &str, cluster: [u8; 16]) -> Self {
+    pub(crate) fn new(
+        path: PathBuf,
+        name: &str,
+        cluster: [u8; 16],
+        state: Arc<dyn StateStore>,
+    ) -> Self {
         Self {
             path,
             name: name.into(),
             cluster,
+            state,
         }
     }
 
@@ -42,12 +51,16 @@ impl GuestDir {
 
     /// The newest revision of its spec.
     pub fn spec<T: DeserializeOwned>(&self) -> Result<Revised<T>, StoreError> {
-        document::read(&self.path.join(Self::SPEC_FILE))
+        self.state.read(&self.key())
     }
 
     /// Makes `spec` the revision after `expected`; refused when somebody else was faster.
     pub fn update_spec<T: Serialize>(&self, expected: u64, spec: &T) -> Result<u64, StoreError> {
-        document::update(&self.path.join(Self::SPEC_FILE), expected, spec)
+        self.state.update(&self.key(), expected, spec)
+    }
+
+    fn key(&self) -> Key {
+        Key::Guest(self.name.clone())
     }
 
     /// The file in which a disk of the spec lies now: a takeover moves it to a new one. For

@@ -216,6 +216,7 @@ fn apply(file: &GuestFile, wish: &EditGuest) -> GuestFile {
 mod tests {
     use cluster_core::model::{Priority, Readiness};
     use shared_storage::ClusterFile;
+    use shared_storage::state::Memory;
     use storage_core::timing::Timing;
 
     use super::*;
@@ -223,6 +224,7 @@ mod tests {
 
     fn store(dir: &std::path::Path) -> Datastore {
         let store = Datastore::create(dir, &ClusterFile::new("test", Timing::default())).unwrap();
+        let store = store.with_state(Arc::new(Memory::default()));
         let image = dir.join("images/tiny");
         std::fs::create_dir_all(&image).unwrap();
         std::fs::write(image.join("image.toml"), "kernel = \"k\"\n").unwrap();

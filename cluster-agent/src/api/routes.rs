@@ -355,8 +355,8 @@ async fn events(
         .map_or(EVENTS_DEFAULT, |count| count as usize)
         .min(EVENTS_MAX);
     let read = move |store: &Datastore| {
-        history::read_all(&store.root().join("hosts"), query.about.as_deref(), count)
-            .map_err(|e| Refused(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))
+        let about = query.about.as_deref();
+        Ok(history::read_all(&**store.state(), about, count)?)
     };
     api.on_store(read).await.map(Json)
 }

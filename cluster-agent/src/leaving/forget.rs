@@ -91,7 +91,7 @@ fn take_off(store: &Datastore, name: &str) -> Result<u64, StoreError> {
     for lease in leases {
         freed += u64::from(free(&lease, name)?);
     }
-    super::remove(&store.host_dir(name)?)?;
+    store.remove_host(name)?;
     Policy::change(store, |policy| {
         policy.leaving.remove(name);
         policy.maintenance.remove(name);

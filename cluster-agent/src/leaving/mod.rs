@@ -56,7 +56,7 @@ fn take_off(host: &Host) -> Result<(), StoreError> {
     let name = host.keeper.host().name();
     // Its certificate is of no use to anybody any more.
     remove(&host.identity)?;
-    remove(&host.store.host_dir(name)?)?;
+    host.store.remove_host(name)?;
     Policy::change(&host.store, |policy| {
         policy.leaving.remove(name);
         policy.maintenance.remove(name);

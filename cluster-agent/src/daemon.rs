@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use axum::middleware;
 use shared_storage::clock::LocalHost;
+use shared_storage::namesake::namesake;
 use shared_storage::trust::tls::MutualTls;
 use shared_storage::trust::{Authority, TrustError};
 use shared_storage::{ClusterFile, Datastore, Keeper, Role, StoreError, Watcher};
@@ -53,6 +54,17 @@ pub enum DaemonError {
     /// The bridge.
     #[error("{0}")]
     Network(#[from] NetworkError),
+    /// Another machine has the same name.
+    #[error(
+        "another machine beats under the name {name} ({there}); two of one name would take each \
+         other's guests: give this one a name of its own with --name or GODWIT_NAME"
+    )]
+    Namesake {
+        /// The name.
+        name: String,
+        /// What is known of the other.
+        there: String,
+    },
     /// Anything else of this host.
     #[error("cannot {act} {object}: {source}")]
     Host {
@@ -88,6 +100,8 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let local_api =
         bind_unix(&config.socket()).map_err(host_error("listen on", config.socket().display()))?;
     let store = open_or_create(&config.datastore, &config.cluster_name)?;
+    let local = LocalHost::new(&facts.name, &config.run_dir)?;
+    refuse_namesake(&store, &local)?;
     let address = config.member_address(facts.address);
     let tls = identity(&store, &config, &facts)?;
     let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), config.port);
@@ -104,7 +118,6 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     }
     store.write_host(&facts.name, &file)?;
 
-    let local = LocalHost::new(&facts.name, &config.run_dir)?;
     let keeper = Keeper::start(&store, &local, Role::Agent)?;
     keeper.wait_live(JOIN_LIMIT)?;
     let (driver, inputs) = mpsc::channel(INPUTS_MAX);
@@ -186,6 +199,22 @@ fn open_or_create(root: &Path, cluster: &str) -> Result<Datastore, DaemonError> 
         Err(StoreError::Exists(_)) => Ok(Datastore::open(root)?),
         other => Ok(other?),
     }
+}
+
+/// Before anything is written under its name.
+fn refuse_namesake(store: &Datastore, local: &LocalHost) -> Result<(), DaemonError> {
+    let Some(record) = namesake(store, local)? else {
+        return Ok(());
+    };
+    let address = store.read_host::<HostFile>(local.name());
+    let there = address.map_or_else(
+        |_| format!("its boot id is {}", record.incarnation),
+        |host| format!("it answers at {}", host.address),
+    );
+    Err(DaemonError::Namesake {
+        name: local.name().to_owned(),
+        there,
+    })
 }
 
 /// What this host is.

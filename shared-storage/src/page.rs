@@ -143,6 +143,11 @@ impl Page {
         Some(self.word(COUNTER).fetch_add(1, Ordering::AcqRel) + 1)
     }
 
+    /// The number of the last heartbeat that a process of this host began to write.
+    pub fn counter(&self) -> u64 {
+        self.word(COUNTER).load(Ordering::Acquire)
+    }
+
     /// What the agent says about the host in every heartbeat.
     pub fn flags(&self) -> u32 {
         self.word(FLAGS).load(Ordering::Acquire) as u32

@@ -30,5 +30,6 @@ pub mod priority;
 pub mod reader;
 pub mod revise;
 pub mod rules;
+pub mod settings;
 pub mod systemd;
 pub mod tokens;

@@ -38,6 +38,7 @@ use crate::openapi;
 use crate::picture::Picture;
 use crate::reader::Nudge;
 use crate::rules;
+use crate::settings;
 use crate::tokens;
 
 /// Another member answers within this, or the caller is told.
@@ -135,6 +136,7 @@ pub(crate) fn public_routes() -> Router<Arc<Api>> {
         .merge(clone::public())
         .merge(drs::routes::public())
         .merge(rules::routes::public())
+        .merge(settings::routes::public())
         .merge(migration::routes::public())
         .merge(console::routes::public())
         .merge(maintenance::routes::public())

@@ -11,6 +11,7 @@ use crate::leaving::cli::LeaveArguments;
 use crate::maintenance::cli::{ClusterVerb, MaintenanceArguments};
 use crate::migration::cli::MigrateArguments;
 use crate::rules::cli::RulesVerb;
+use crate::settings::cli::ConfigVerb;
 use crate::tokens::cli::TokenVerb;
 
 /// Where the agent of this host answers.
@@ -112,6 +113,9 @@ pub enum Verb {
     /// Empty a host for maintenance, have one leave, or forget one.
     #[command(subcommand)]
     Host(HostVerb),
+    /// See and change what holds for the whole cluster: admission, isolation, patience.
+    #[command(subcommand)]
+    Config(ConfigVerb),
     /// Look after the cluster as a whole.
     #[command(subcommand)]
     Cluster(ClusterVerb),

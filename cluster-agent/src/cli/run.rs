@@ -26,6 +26,7 @@ use crate::maintenance::cli::ClusterVerb;
 use crate::migration;
 use crate::openapi;
 use crate::rules;
+use crate::settings;
 use crate::tokens;
 
 /// Verbs wait for the act itself (a migration, a maintenance), which may take long.
@@ -140,6 +141,7 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
         }
         Verb::Host(HostVerb::Maintenance(wish)) => maintenance::cli::run(&agent, wish).await,
         Verb::Host(HostVerb::Leave(wish)) => leaving::cli::run(&agent, wish).await,
+        Verb::Config(verb) => settings::cli::run(&agent, verb).await,
         Verb::Cluster(ClusterVerb::UpgradePlan) => maintenance::cli::upgrade_plan(&agent).await,
         Verb::Drs(verb) => drs::cli::run(&agent, verb).await,
         Verb::Rules(verb) => rules::cli::run(&agent, verb).await,

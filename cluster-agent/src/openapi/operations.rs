@@ -233,6 +233,17 @@ pub(super) const OPERATIONS: &[Operation] = &[
         "Have a host leave the cluster once it is empty, or stay after all",
         Some("Leave"),
     ),
+    ask(
+        "/v1/config",
+        "What holds for the whole cluster: admission, isolation, patience",
+        "Config",
+    ),
+    act(
+        "patch",
+        "/v1/config",
+        "Change what is named of it",
+        Some("ChangeConfig"),
+    ),
     ask("/v1/drs", "What balancing has found and does", "Drs"),
     act(
         "post",

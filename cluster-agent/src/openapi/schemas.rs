@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 use vmm_core::spec::{CPUS_MAX, MEMORY_MIB_MAX, MEMORY_MIB_MIN};
 
 use super::reference;
+use crate::settings::{COUNT_MAX, TOLERATED_MAX, WAIT_MS_MAX};
 
 fn object(properties: &Value) -> Value {
     let required: Vec<_> = properties
@@ -32,7 +33,14 @@ fn or_null(schema: &Value) -> Value {
 /// All that the document names.
 pub(super) fn all() -> Value {
     let mut schemas = Map::new();
-    for part in [words(), cluster(), guests(), balance(), operators()] {
+    for part in [
+        words(),
+        cluster(),
+        settings(),
+        guests(),
+        balance(),
+        operators(),
+    ] {
         if let Value::Object(part) = part {
             schemas.extend(part);
         }
@@ -95,6 +103,30 @@ fn cluster() -> Value {
             "cancel": { "type": "boolean" }, "force": { "type": "boolean" } })),
         "Maintain": request(&["enter"], &json!({
             "enter": { "type": "boolean" }, "force": { "type": "boolean" } })),
+    })
+}
+
+fn settings() -> Value {
+    let wait = or_null(&json!({ "type": "integer", "minimum": 1, "maximum": WAIT_MS_MAX }));
+    let count = or_null(&json!({ "type": "integer", "minimum": 1, "maximum": COUNT_MAX }));
+    let most = |most: u32| json!({ "type": "integer", "minimum": 0, "maximum": most });
+    let admission = json!({ "oneOf": [
+        { "const": "off" },
+        request(&["tolerate-host-failures"],
+            &json!({ "tolerate-host-failures": most(TOLERATED_MAX) })),
+        request(&["reserve-percent"], &json!({ "reserve-percent": most(99) })),
+    ] });
+    json!({
+        "Config": object(&json!({
+            "settings": { "type": "object" }, "lease": { "type": "object" } })),
+        "ChangeConfig": request(&[], &json!({
+            "admission": or_null(&admission),
+            "enforcement": or_null(&json!({ "enum": ["refuse", "warn"] })),
+            "isolation-response": or_null(&json!({ "enum": ["leave", "shut-down", "power-off"] })),
+            "starts-per-host": count, "start-attempts": count,
+            "suspect-after-ms": wait, "isolated-after-ms": wait,
+            "dependency-patience-ms": wait, "retry-after-ms": wait
+        })),
     })
 }
 

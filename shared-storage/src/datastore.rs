@@ -442,7 +442,11 @@ mod tests {
         fs::write(guest.path().join("lease.3"), "rubbish").unwrap();
         fs::write(guest.path().join("guest.toml"), "version = 1").unwrap();
         fs::write(store.host_dir("a").unwrap().join("heartbeat"), "").unwrap();
-        fs::write(store.host_dir("a").unwrap().join("host.toml"), "version = 9").unwrap();
+        fs::write(
+            store.host_dir("a").unwrap().join("host.toml"),
+            "version = 9",
+        )
+        .unwrap();
         fs::write(store.root().join("policy.toml"), "version = 1").unwrap();
         let wrong: Vec<_> = store
             .validate()

@@ -1,6 +1,7 @@
 //! The operator's command, `godwit`.
 
 mod arguments;
+mod colour;
 mod follow;
 mod guests;
 mod remote;

@@ -13,8 +13,7 @@ use serde_json::Value;
 
 use super::arguments::{Arguments, HostVerb, Verb};
 use super::remote::{RemoteError, endpoint};
-use super::table::table;
-use super::{follow, guests, screen};
+use super::{colour, follow, guests, screen};
 use crate::api::views::{ClusterView, Event, GuestView, StopGuest};
 use crate::console;
 use crate::drs;
@@ -95,10 +94,7 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
             agent.show("/v1/cluster", guests).await
         }
         Verb::Images => {
-            let images = |names: &Vec<String>| {
-                let rows: Vec<_> = names.iter().map(|name| [name.clone()]).collect();
-                table(["IMAGE"], &rows)
-            };
+            let images = |names: &Vec<String>| screen::images(names);
             agent.show("/v1/images", images).await
         }
         Verb::Events {
@@ -241,9 +237,13 @@ impl Agent {
     }
 }
 
-/// Print a text.
+/// Print a text, in its colours if they are wanted.
 pub fn print(text: &str) -> Result<(), CliError> {
-    Ok(io::stdout().write_all(text.as_bytes())?)
+    let mut out = io::stdout();
+    if colour::wanted() {
+        return Ok(out.write_all(text.as_bytes())?);
+    }
+    Ok(out.write_all(colour::plain(text).as_bytes())?)
 }
 
 /// Print a value for scripts.

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use cluster_core::dependencies::words;
 
+use super::colour::{bad, good, warning};
 use super::table::{bar, memory, percent, table};
 use crate::api::views::{BalanceView, ClusterView, Event, GuestView, HostView};
 use crate::baseline;
@@ -12,6 +13,7 @@ use crate::baseline;
 pub fn status(cluster: &ClusterView) -> String {
     let mut out = String::new();
     let leader = cluster.leader.as_deref().unwrap_or("none");
+    let members = cluster.hosts.len();
     let running = cluster
         .guests
         .iter()
@@ -20,9 +22,9 @@ pub fn status(cluster: &ClusterView) -> String {
     // Writing to a String cannot fail.
     let _ = writeln!(
         out,
-        "cluster {}   {} hosts, {running} of {} guests running   leader {leader}",
+        "cluster {}   {members} host{}, {running} of {} guests running   leader {leader}",
         cluster.cluster_id,
-        cluster.hosts.len(),
+        if members == 1 { "" } else { "s" },
         cluster.guests.len(),
     );
     if !cluster.reserve.is_empty() {
@@ -49,11 +51,11 @@ pub fn status(cluster: &ClusterView) -> String {
         out.push_str(&guests(&cluster.guests));
     }
     if cluster.problems.is_empty() {
-        out.push_str("\nall is well\n");
+        let _ = writeln!(out, "\n{}", good("all is well"));
     } else {
         out.push_str("\nwhat is wrong, and what to do:\n");
         for problem in &cluster.problems {
-            let _ = writeln!(out, "  ! {}\n    {}", problem.what, problem.remedy);
+            let _ = writeln!(out, "  ! {}\n    {}", bad(&problem.what), problem.remedy);
         }
     }
     out
@@ -81,7 +83,11 @@ pub fn hosts(hosts: &[HostView]) -> String {
             let (taken, room) = (host.reserved.memory_mib, host.capacity.memory_mib);
             [
                 host.name.clone(),
-                host.health.clone(),
+                match &host.health[..] {
+                    "alive" => good(&host.health),
+                    "dead" | "without storage" => bad(&host.health),
+                    _ => warning(&host.health),
+                },
                 host.address.to_string(),
                 host.guests.to_string(),
                 format!("{} {}/{}", bar(demand, has), cores(demand), cores(has)),
@@ -103,6 +109,17 @@ fn cores(mcpu: u64) -> String {
     format!("{}.{}", mcpu / 1000, mcpu % 1000 / 100)
 }
 
+/// `godwit images`.
+pub fn images(names: &[String]) -> String {
+    if names.is_empty() {
+        return "there are no images yet; an image is a directory images/NAME of the datastore \
+                with an image.toml (guest-images/linux/build makes some)\n"
+            .to_owned();
+    }
+    let rows: Vec<_> = names.iter().map(|name| [name.clone()]).collect();
+    table(["IMAGE"], &rows)
+}
+
 /// `godwit guests`.
 pub fn guests(guests: &[GuestView]) -> String {
     let rows: Vec<_> = guests
@@ -110,7 +127,12 @@ pub fn guests(guests: &[GuestView]) -> String {
         .map(|guest| {
             [
                 guest.name.clone(),
-                guest.state.clone(),
+                match &guest.state[..] {
+                    "running" => good(&guest.state),
+                    "waiting" => bad(&guest.state),
+                    "stopped" => guest.state.clone(),
+                    _ => warning(&guest.state),
+                },
                 guest.host.clone().unwrap_or_else(|| "-".to_owned()),
                 guest.cpus.to_string(),
                 memory(guest.memory_mib),
@@ -149,7 +171,11 @@ pub fn events(events: &[Event]) -> String {
             [
                 time_of_day(event.unix_ms),
                 event.host.clone(),
-                event.what.clone(),
+                match &event.what[..] {
+                    "error" => bad(&event.what),
+                    "warning" => warning(&event.what),
+                    _ => event.what.clone(),
+                },
                 event.about.clone(),
                 event.detail.clone(),
             ]
@@ -177,6 +203,7 @@ pub fn time_of_day(unix_ms: u64) -> String {
 mod tests {
     use super::*;
     use crate::api::views::Problem;
+    use crate::cli::colour::plain;
 
     #[test]
     fn an_empty_cluster_is_well_and_a_sick_one_says_what_to_do() {
@@ -189,12 +216,12 @@ mod tests {
             balance: None,
             problems: vec![],
         };
-        assert!(status(&cluster).ends_with("all is well\n"));
+        assert!(plain(&status(&cluster)).ends_with("all is well\n"));
         cluster.problems.push(Problem {
             what: "host b is dead".to_owned(),
             remedy: "bring it back, or: godwit host forget b".to_owned(),
         });
-        assert!(status(&cluster).contains("! host b is dead\n    bring it back"));
+        assert!(plain(&status(&cluster)).contains("! host b is dead\n    bring it back"));
     }
 
     #[test]

@@ -9,28 +9,24 @@ use std::io;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::Router;
 use axum::extract::{self, State};
 use axum::routing::post;
 use cluster_core::model::Desired;
-use hyper::StatusCode;
 use shared_storage::image::{self, DiskOptions, Made};
-use shared_storage::lease::HeldLease;
 use shared_storage::{Datastore, GuestDir, StoreError};
 use vmm_core::spec::DiskFormat;
 
 use super::check::check;
 use super::create::{mac_of, store_format, taken};
+use super::off::{hold, let_go};
 use super::routes::{Answer, Api, Refused, no_guest, said};
 use super::views::CloneGuest;
 use crate::guest_file::{GuestDisk, GuestFile};
 use crate::guests::Host;
 use crate::http::wish::Wish;
-
-/// One file operation of the lease may take so long.
-const STORAGE_LIMIT: Duration = Duration::from_secs(10);
 
 /// What people and scripts may ask.
 ///
@@ -62,40 +58,15 @@ fn clone(store: &Datastore, host: &Host, from: &str, to: &str) -> Result<&'stati
     if store.guest(to).is_ok() {
         return Err(taken(to));
     }
-    let source = dir.spec::<GuestFile>()?.spec;
-    if source.desired == Desired::Running {
-        return Err(not_off(from, "shall run"));
-    }
-    let lease = hold(host, &dir)?;
+    let why = ", and its disks change while they would be copied";
+    let lease = hold(host, &dir, why)?;
     // Now that nobody else changes it.
     let made = dir
         .spec::<GuestFile>()
         .map_err(Refused::from)
         .and_then(|read| copy(store, &dir, &read.spec, to));
-    if let Err(error) = lease.release(STORAGE_LIMIT) {
-        tracing::warn!(guest = from, %error, "cannot release its lease after cloning it");
-    }
+    let_go(lease, from);
     made
-}
-
-fn not_off(guest: &str, does: &str) -> Refused {
-    let why = format!(
-        "{guest} {does}, and its disks change while they would be copied; stop it first: godwit \
-         stop {guest}"
-    );
-    Refused(StatusCode::CONFLICT, why)
-}
-
-fn hold(host: &Host, dir: &GuestDir) -> Result<HeldLease, Refused> {
-    let lease = dir.lease();
-    let seen = lease.look()?;
-    let claimed = HeldLease::claim(&host.keeper, lease, &seen, None, None, STORAGE_LIMIT);
-    claimed.map_err(|error| match error {
-        StoreError::Held { .. } | StoreError::Refused { .. } => {
-            not_off(dir.name(), "is not off yet")
-        }
-        other => other.into(),
-    })
 }
 
 fn copy(

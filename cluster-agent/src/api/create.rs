@@ -135,3 +135,15 @@ pub(super) fn mac_of(guest: &str, card: usize) -> Mac {
     };
     Mac::local(of_card.to_be_bytes())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guests_addresses_are_its_own_and_stay() {
+        assert_eq!(mac_of("web1", 0), mac_of("web1", 0));
+        assert_ne!(mac_of("web1", 0), mac_of("web1", 1));
+        assert_ne!(mac_of("web1", 0), mac_of("web2", 0));
+    }
+}

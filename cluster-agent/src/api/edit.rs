@@ -57,6 +57,11 @@ async fn edit(
     Path(guest): Path<String>,
     Wish(wish): Wish<EditGuest>,
 ) -> Answer {
+    change(&api, guest, wish).await
+}
+
+/// Change a guest, if it can be so and admission control has nothing against it.
+pub(crate) async fn change(api: &Arc<Api>, guest: String, wish: EditGuest) -> Answer {
     let view = api.view().await?;
     let host = view.guests.into_iter().find(|one| one.name == guest);
     let host = host.and_then(|one| one.host);
@@ -72,7 +77,7 @@ async fn edit(
             guest: plan.model(),
             place: None,
         };
-        admission::ask(&api, &guest, candidate).await?
+        admission::ask(api, &guest, candidate).await?
     } else {
         None
     };

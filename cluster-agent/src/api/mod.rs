@@ -4,6 +4,7 @@ mod check;
 mod clone;
 mod create;
 pub mod edit;
+mod off;
 mod power;
 pub mod routes;
 pub mod views;

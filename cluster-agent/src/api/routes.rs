@@ -1,6 +1,7 @@
 //! The routes: what can be answered here is, what only the leader knows is asked of it,
 //! what concerns a running guest is passed on to its host.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use shared_storage::{Datastore, StoreError};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::views::{ClusterView, CreateGuest, Event, StopGuest};
-use super::{clone, create, edit, power};
+use super::{clone, create, edit, off, power};
 use crate::admission::{self, Candidate, Where};
 use crate::console;
 use crate::driver::Input;
@@ -86,6 +87,13 @@ impl From<StoreError> for Refused {
             StoreError::Missing(_) => StatusCode::NOT_FOUND,
             StoreError::Exists(_) | StoreError::Changed { .. } => StatusCode::CONFLICT,
             StoreError::Name { .. } => StatusCode::BAD_REQUEST,
+            full if matches!(
+                full.io_kind(),
+                Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+            ) =>
+            {
+                StatusCode::INSUFFICIENT_STORAGE
+            }
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self(status, error.to_string())
@@ -153,7 +161,6 @@ pub fn member(api: Arc<Api>) -> Router {
         .route(MAIL_PATH, post(take_mail))
         .route("/member/picture", get(picture))
         .merge(drs::routes::member())
-        .merge(rules::routes::member())
         .merge(migration::routes::member())
         .merge(console::routes::member())
         .merge(maintenance::routes::member())
@@ -193,7 +200,6 @@ impl Api {
         Ok(view)
     }
 
-    /// The leader, if that is another host.
     /// What only the leader can tell, which we are.
     async fn leaders_view(&self) -> Result<ClusterView, Refused> {
         let picture = self.picture.borrow().clone();
@@ -209,6 +215,7 @@ impl Api {
         Ok(view)
     }
 
+    /// The leader, if that is another host.
     pub(crate) fn other_leader(&self) -> Option<Client> {
         let picture = self.picture.borrow();
         let (_, address) = picture.leader.as_ref().filter(|_| !picture.leads)?;
@@ -245,11 +252,13 @@ impl Api {
     pub(crate) async fn host_of(&self, guest: &str) -> Result<HostId, Refused> {
         let view = self.view().await?;
         let found = view.guests.into_iter().find(|found| found.name == guest);
-        let found = found.ok_or_else(|| {
-            let why = format!("there is no guest {guest}; `godwit guests` lists them");
-            Refused(StatusCode::NOT_FOUND, why)
-        })?;
-        found.host.ok_or_else(|| {
+        if found.is_none() {
+            // The leader may not have read of it yet.
+            let name = guest.to_owned();
+            let find = move |store: &Datastore| store.guest(&name).map_err(|e| no_guest(&name, e));
+            self.on_store(find).await?;
+        }
+        found.and_then(|found| found.host).ok_or_else(|| {
             let why = format!("{guest} does not run; start it with: godwit start {guest}");
             Refused(StatusCode::CONFLICT, why)
         })
@@ -448,18 +457,12 @@ async fn stop(
 }
 
 async fn delete_guest(State(api): State<Arc<Api>>, Path(guest): Path<String>) -> Answer {
-    let view = api.view().await?;
-    if let Some(found) = view.guests.iter().find(|found| found.name == guest)
-        && let Some(host) = &found.host
-    {
-        let why = format!("{guest} runs on {host}; stop it first: godwit stop {guest}");
-        return Err(Refused(StatusCode::CONFLICT, why));
-    }
-    let name = guest.clone();
+    let (name, host) = (guest.clone(), api.host.clone());
     api.on_store(move |store| {
-        store
-            .remove_guest(&name)
-            .map_err(|error| no_guest(&name, error))
+        let dir = store.guest(&name).map_err(|error| no_guest(&name, error))?;
+        // Held until the directory is gone, and with it the lease.
+        let _held = off::hold(&host, &dir, "")?;
+        Ok(store.remove_guest(&name)?)
     })
     .await?;
     api.nudge.nudge();

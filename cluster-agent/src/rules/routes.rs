@@ -6,15 +6,17 @@ use std::sync::Arc;
 use axum::extract::{Path, State};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
-use cluster_core::model::{Cluster, GroupId, Host, HostId, Rule};
+use cluster_core::model::{Cluster, GroupId, GuestId, Host, HostId, Rule};
 use cluster_core::rules::{Contradiction, contradicts};
-use hyper::{Method, StatusCode};
+use hyper::StatusCode;
 use serde::{Deserialize, Serialize};
 use shared_storage::Datastore;
 use storage_core::name::check_name;
 
 use super::words::sentence;
-use crate::api::routes::{Answer, Api, Refused, Said, said};
+use crate::api::edit;
+use crate::api::routes::{Answer, Api, Refused, said};
+use crate::api::views::EditGuest;
 use crate::http::wish::Wish;
 use crate::inventory;
 use crate::policy::Policy;
@@ -45,11 +47,6 @@ pub fn public() -> Router<Arc<Api>> {
         .route("/v1/guests/{guest}/reservation", post(reserve))
 }
 
-/// What members may ask of the leader besides.
-pub fn member() -> Router<Arc<Api>> {
-    Router::new().route("/member/guests/{guest}/reservation", post(reserve_here))
-}
-
 async fn show(State(api): State<Arc<Api>>) -> Result<Json<RulesView>, Refused> {
     let policy = api.on_store(|store| Ok(Policy::read(store)?.spec)).await?;
     let Policy { rules, groups, .. } = policy;
@@ -65,8 +62,7 @@ async fn add(
     Path(name): Path<String>,
     Wish(rule): Wish<Rule>,
 ) -> Answer {
-    check_name(&name)
-        .map_err(|error| Refused(StatusCode::BAD_REQUEST, format!("rule {name}: {error}")))?;
+    named("rule", &name)?;
     let words = format!("{name}: {}", sentence(&rule));
     let change = move |store: &Datastore| {
         let hosts_and_guests = cluster(store)?;
@@ -83,6 +79,12 @@ async fn add(
     api.on_store(change).await?;
     api.nudge.nudge();
     Ok(said(words))
+}
+
+/// Its name has to be one.
+fn named(what: &str, name: &str) -> Result<(), Refused> {
+    check_name(name)
+        .map_err(|error| Refused(StatusCode::BAD_REQUEST, format!("{what} {name:?}: {error}")))
 }
 
 /// A guest-host rule that says nothing is a slip.
@@ -137,6 +139,7 @@ async fn set_group(
     Path(group): Path<GroupId>,
     Json(hosts): Json<BTreeSet<HostId>>,
 ) -> Answer {
+    named("group", &group)?;
     let words = if hosts.is_empty() {
         format!("group {group} is gone")
     } else {
@@ -221,61 +224,16 @@ fn under(hosts_and_guests: &Cluster, policy: &Policy) -> Cluster {
     cluster
 }
 
-/// Only the leader knows what is free.
 async fn reserve(
     State(api): State<Arc<Api>>,
-    Path(guest): Path<String>,
+    Path(guest): Path<GuestId>,
     Wish(wish): Wish<Reserve>,
 ) -> Answer {
-    if let Some(leader) = api.other_leader() {
-        let path = format!("/member/guests/{guest}/reservation");
-        let answer: Said = leader.call(Method::POST, &path, Some(&wish)).await?;
-        return Ok(Json(answer));
-    }
-    reserve_here(State(api), Path(guest), Wish(wish)).await
-}
-
-async fn reserve_here(
-    State(api): State<Arc<Api>>,
-    Path(guest): Path<String>,
-    Wish(wish): Wish<Reserve>,
-) -> Answer {
-    let name = guest.clone();
-    let verdict = api
-        .ask_leading(move |brain, _now_us| {
-            let mut model = brain.cluster()?.guests.get(&name)?.clone();
-            model.reservation.mcpu = wish.mcpu;
-            let limit = model.configured.mcpu;
-            if wish.mcpu > limit {
-                return Some(Err(format!(
-                    "{name} has only {limit} thousandths of a core"
-                )));
-            }
-            let verdict = brain.admit(&name, &model)?;
-            Some(verdict.map(drop).map_err(|no| {
-                format!(
-                    "{name} cannot have that: {}; {}",
-                    no.because,
-                    no.remedies.join("; ")
-                )
-            }))
-        })
-        .await?;
-    match verdict {
-        Some(Ok(())) => {}
-        Some(Err(why)) => return Err(conflict(why)),
-        None => {
-            let why = format!("there is no guest {guest}; `godwit guests` lists them");
-            return Err(Refused(StatusCode::NOT_FOUND, why));
-        }
-    }
-    api.change_guest(&guest, move |file| file.reserve_mcpu = wish.mcpu)
-        .await?;
-    Ok(said(format!(
-        "{guest} is guaranteed {}.{:03} cores",
-        wish.mcpu / 1000,
-        wish.mcpu % 1000
-    )))
+    let wish = EditGuest {
+        reserve_mcpu: Some(wish.mcpu),
+        ..EditGuest::default()
+    };
+    edit::change(&api, guest, wish).await
 }
 
 #[cfg(test)]

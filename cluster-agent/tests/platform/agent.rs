@@ -23,17 +23,37 @@ pub struct Agent {
     dir: TempDir,
     pub port: u16,
     bridge: String,
+    /// The datastore is a file system of its own.
+    small: bool,
 }
 
 impl Agent {
     /// Start one, unless this process may not make bridges.
     pub fn start(environment: &[(&str, &str)]) -> Option<Self> {
+        Self::prepare(environment, false)
+    }
+
+    /// Start one whose datastore has room for a few megabytes.
+    pub fn start_on_a_small_datastore() -> Option<Self> {
+        Self::prepare(&[], true)
+    }
+
+    fn prepare(environment: &[(&str, &str)], small: bool) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             eprintln!("SKIPPED: only root can make the bridge that an agent needs");
             return None;
         }
         let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join("store")).unwrap();
+        let store = dir.path().join("store");
+        std::fs::create_dir(&store).unwrap();
+        let mut mount = Command::new("mount");
+        mount
+            .args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"])
+            .arg(&store);
+        if small && !mount.status().is_ok_and(|status| status.success()) {
+            eprintln!("SKIPPED: this process may not mount a file system");
+            return None;
+        }
         let port = free_port();
         let bridge = format!("gwt{port}");
         let environment = environment.iter();
@@ -44,6 +64,7 @@ impl Agent {
             dir,
             port,
             bridge,
+            small,
         };
         agent.spawn();
         Some(agent)
@@ -81,6 +102,10 @@ impl Agent {
     /// Where things can be put beside it.
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    pub fn bridge(&self) -> &str {
+        &self.bridge
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -139,6 +164,10 @@ impl Drop for Agent {
         let _ = Command::new("ip")
             .args(["link", "delete", &self.bridge])
             .status();
+        if self.small {
+            let store = self.dir().join("store");
+            let _ = Command::new("umount").arg("--lazy").arg(store).status();
+        }
     }
 }
 

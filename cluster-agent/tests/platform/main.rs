@@ -4,5 +4,6 @@
 
 mod agent;
 mod operators;
+mod refusals;
 mod systemd;
 mod watching;

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use shared_storage::{Datastore, StoreError};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::views::{ClusterView, CreateGuest, Event, StopGuest};
+use super::views::{ClusterView, CreateGuest, Event, Problem, StopGuest};
 use super::{clone, create, edit, off, power};
 use crate::admission::{self, Candidate, Where};
 use crate::console;
@@ -46,6 +46,8 @@ use crate::tokens;
 const FORWARD_LIMIT: Duration = Duration::from_secs(30);
 /// How long a start or stop is waited for before the caller is told to look later.
 const ACT_LIMIT: Duration = Duration::from_mins(4);
+/// A leader that lives has drawn its picture within this.
+const PICTURE_LIMIT: Duration = Duration::from_secs(3);
 const POLL: Duration = Duration::from_millis(200);
 /// Most events given at once.
 const EVENTS_MAX: usize = 10_000;
@@ -183,21 +185,46 @@ async fn picture(State(api): State<Arc<Api>>) -> Result<Json<ClusterView>, Refus
 }
 
 impl Api {
-    /// The leader's view of the cluster, or our own when nobody leads.
+    /// The leader's view of the cluster: the only one that knows of every guest.
     pub(crate) async fn view(&self) -> Result<ClusterView, Refused> {
         let picture = self.picture.borrow().clone();
-        let mut view = match &picture.leader {
+        let mut view: ClusterView = match &picture.leader {
             Some((_, address)) if !picture.leads => {
-                let client = self.member(*address);
-                client
+                let tls = self.tls.clone();
+                let address = *address;
+                let leader = Client::new(Endpoint::Member { address, tls }, PICTURE_LIMIT);
+                leader
                     .call(Method::GET, "/member/picture", None::<&()>)
                     .await?
             }
             Some(_) => self.leaders_view().await?,
-            None => picture.view,
+            None => {
+                let why = "no host leads the cluster yet; ask again in a few seconds";
+                return Err(Refused(StatusCode::SERVICE_UNAVAILABLE, why.to_owned()));
+            }
         };
         view.cluster_id.clone_from(&self.store.cluster().name);
         Ok(view)
+    }
+
+    /// What this host knows by itself, for people who look while nobody leads.
+    fn own_view(&self, why: &str) -> ClusterView {
+        let picture = self.picture.borrow().clone();
+        let mut view = picture.view;
+        view.cluster_id.clone_from(&self.store.cluster().name);
+        for guest in view.guests.iter_mut().filter(|guest| guest.host.is_none()) {
+            "unknown".clone_into(&mut guest.state);
+        }
+        if let Some(leader) = view.leader.take() {
+            view.problems.push(Problem {
+                what: format!("{leader}, which leads, does not answer: {why}"),
+                remedy: format!(
+                    "another host takes the lead within seconds; until then this is what {} knows",
+                    self.me
+                ),
+            });
+        }
+        view
     }
 
     /// What only the leader can tell, which we are.
@@ -344,7 +371,15 @@ pub(super) fn no_guest(name: &str, error: StoreError) -> Refused {
 }
 
 async fn cluster(State(api): State<Arc<Api>>) -> Result<Json<ClusterView>, Refused> {
-    api.view().await.map(Json)
+    const UNANSWERED: [StatusCode; 3] = [
+        StatusCode::BAD_GATEWAY,
+        StatusCode::MISDIRECTED_REQUEST,
+        StatusCode::SERVICE_UNAVAILABLE,
+    ];
+    match api.view().await {
+        Err(Refused(status, why)) if UNANSWERED.contains(&status) => Ok(Json(api.own_view(&why))),
+        view => view.map(Json),
+    }
 }
 
 async fn images(State(api): State<Arc<Api>>) -> Result<Json<Vec<String>>, Refused> {

@@ -14,7 +14,8 @@ use crate::guest_file::CpuModel;
 pub struct ClusterView {
     /// Identity of the cluster, from `cluster.toml`.
     pub cluster_id: String,
-    /// The host that leads, when one is known.
+    /// The host that leads, if it answers. Without it this is what one host knows by itself:
+    /// guests on others are `unknown`.
     pub leader: Option<HostId>,
     /// Hosts by name.
     pub hosts: Vec<HostView>,

@@ -62,7 +62,10 @@ pub async fn run(agent: &Agent, wish: MaintenanceArguments) -> Result<(), CliErr
                 .guests
                 .iter()
                 .all(|guest| guest.host.as_deref() != Some(host));
-            empty && known.is_some_and(|one| one.health == "in maintenance")
+            // Only a leader knows of every guest.
+            empty
+                && cluster.leader.is_some()
+                && known.is_some_and(|one| one.health == "in maintenance")
         },
         done: "is empty",
         then: format!(

@@ -236,7 +236,9 @@ impl Leading {
         let wanted = wanted
             .filter(|(_, g)| g.desired == Desired::Running)
             .map(|(name, _)| name);
-        let guests = self.owners.to_ask(now_us, ASK_AGAIN_US, wanted);
+        let isolated = |peer: &Peer| peer.state() == HostState::Isolated;
+        let cut_off = |host: &HostId| peers.get(host).is_some_and(isolated);
+        let guests = self.owners.to_ask(now_us, ASK_AGAIN_US, wanted, cut_off);
         if !guests.is_empty() {
             actions.push(Action::ReadLeases { guests });
         }

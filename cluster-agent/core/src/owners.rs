@@ -68,7 +68,6 @@ impl Owners {
     /// A lease was read; older news than what is known is ignored.
     pub fn lease_read(&mut self, guest: &GuestId, seen: LeaseSeen) {
         let owned = self.known.entry(guest.clone()).or_default();
-        owned.asked_us = None;
         if owned
             .lease
             .as_ref()
@@ -205,13 +204,14 @@ impl Owners {
         }
     }
 
-    /// Guests of `wanted` whose lease is not known and was not asked for lately; marks them
-    /// as asked for.
+    /// Guests of `wanted` whose lease was not asked for lately and is not known, or names a host
+    /// that is `cut_off` and cannot report that it let go; marks them as asked for.
     pub fn to_ask<'a>(
         &mut self,
         now_us: u64,
         again_us: u64,
         wanted: impl Iterator<Item = &'a GuestId>,
+        cut_off: impl Fn(&HostId) -> bool,
     ) -> Vec<GuestId> {
         let mut ask = Vec::new();
         for guest in wanted {
@@ -219,7 +219,8 @@ impl Owners {
             let due = owned
                 .asked_us
                 .is_none_or(|asked| now_us >= asked + again_us);
-            if owned.lease.is_none() && due {
+            let silent = owned.holder().is_some_and(|holder| cut_off(&holder.host));
+            if due && (owned.lease.is_none() || silent) {
                 owned.asked_us = Some(now_us);
                 ask.push(guest.clone());
             }

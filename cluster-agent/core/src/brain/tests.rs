@@ -172,6 +172,57 @@ fn a_dead_hosts_guest_is_restarted_after_w_and_not_before() {
     assert_eq!(brain.peer("b").unwrap().0, HostState::Dead);
 }
 
+/// Its response to isolation may be to let its guests go, which it can tell nobody.
+#[test]
+fn what_an_isolated_host_lets_go_of_is_started_elsewhere() {
+    let mut brain = Brain::new("a".into(), Incarnation([7; 16]));
+    leader(&mut brain, 0, &["a", "b"], &["web"]);
+    let web = String::from("web");
+    let lease = |seen| Event::GuestLease {
+        guest: web.clone(),
+        seen,
+    };
+    brain.step(0, lease(held(4, "b", 9)));
+    let (mut asked, mut started) = (0, false);
+    for now_ms in (50..20_000).step_by(50) {
+        let record = HeartbeatRecord {
+            host: "b".into(),
+            incarnation: Incarnation([9; 16]),
+            counter: now_ms,
+            sent_us: 0,
+            term: 1,
+            flags: 0,
+            writer_pid: 1,
+        };
+        let sighted = Event::Sighted {
+            host: "b".into(),
+            record: Some(record),
+            silent_us: 0,
+        };
+        brain.step(now_ms * MS, sighted);
+        let actions = brain.step(now_ms * MS, Event::Tick);
+        let asks = |action: &&Action| matches!(action, Action::ReadLeases { .. });
+        if actions.iter().any(|action| asks(&action)) {
+            asked += 1;
+            let released = LeaseSeen {
+                epoch: 5,
+                holder: None,
+            };
+            let seen = if now_ms < 10_000 {
+                held(4, "b", 9)
+            } else {
+                released
+            };
+            brain.step(now_ms * MS, lease(seen));
+        }
+        let starts = |a: &Action| matches!(a, Action::Start { from_epoch: 5, .. });
+        started |= actions.iter().any(starts);
+    }
+    assert_eq!(brain.peer("b").unwrap().0, HostState::Isolated);
+    assert!(started, "the leader does not see that it was released");
+    assert!((3..10).contains(&asked), "asked {asked} times");
+}
+
 #[test]
 fn a_stale_leader_is_not_obeyed() {
     let mut brain = Brain::new("b".into(), Incarnation([9; 16]));

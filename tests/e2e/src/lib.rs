@@ -49,6 +49,7 @@ pub const ALL: &[Scenario] = scenarios![
     survival::survival_a_thawed_host_gives_up_its_guest,
     survival::survival_a_host_without_storage_gives_up_its_guest,
     survival::survival_what_spares_the_guest_restarts_nothing,
+    survival::survival_an_isolated_host_responds_as_it_was_told,
     leases::leases_one_wins_every_race,
     leases::leases_a_spec_loses_no_change,
     leases::leases_a_power_cut_moves_the_guest,

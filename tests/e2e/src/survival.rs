@@ -1,6 +1,8 @@
 //! What guests live through when hosts, cables, agents or the storage fail: each story ends with a
 //! [`Witness`] who finds everything that the guest ever called safe on its disk.
 
+use std::time::Instant;
+
 use lab::host::DATASTORE;
 use lab::scenario::Outcome;
 use lab::{Cable, Direction, Host, Lab, eventually};
@@ -16,6 +18,8 @@ const LONGER_THAN_A_LEASE_MS: u64 = 4000;
 /// A second guest, without a disk.
 const COMPANION: &str = "web2";
 const COMPANION_ADDRESS: &str = "10.0.0.131";
+/// Where an upgraded agent lies.
+const UPGRADE: &str = "/tmp/upgrade";
 
 /// A cluster whose guest runs on the host that leads, because it was there before the others; the
 /// witness is at the last host.
@@ -49,6 +53,29 @@ impl<'lab> Stage<'lab> {
             witness,
             before,
         })
+    }
+
+    /// The guest's host loses its power: how long until its VMM is started elsewhere, and until
+    /// it answers there?
+    fn home_dies(&self) -> lab::Result<()> {
+        let cut = Instant::now();
+        self.home.power_off()?;
+        eventually("a VMM elsewhere", || {
+            self.others
+                .iter()
+                .any(|other| runs_a_vmm(other))
+                .then_some(())
+        })?;
+        let begun_s = cut.elapsed().as_secs_f64();
+        Page::await_one(self.witness_host(), ADDRESS, |page| {
+            page.boot != self.before.boot
+        })?;
+        let answered_s = cut.elapsed().as_secs_f64();
+        println!(
+            "        power cut to restart begun {begun_s:.1} s, to the first answer over HTTP \
+             {answered_s:.1} s"
+        );
+        self.restarted_elsewhere()
     }
 
     /// Waits for the guest's first answer after a new boot, on another host than before.
@@ -118,8 +145,7 @@ fn runs_a_vmm(host: &Host) -> bool {
 /// The leader dies together with the guest it runs; its host boots again and rejoins.
 pub fn survival_the_leader_dies_with_its_guest_and_comes_back(lab: &Lab) -> Outcome {
     let stage = Stage::set(lab.hosts())?;
-    stage.home.power_off()?;
-    stage.restarted_elsewhere()?;
+    stage.home_dies()?;
     stage.home.power_on()?;
     stage.home.mount_datastore()?;
     cluster::start_agent(stage.home)?;
@@ -153,8 +179,7 @@ pub fn survival_the_last_host_of_three_brings_everything_back(lab: &Lab) -> Outc
 /// Two hosts and nobody else: the one that is left leads and restarts.
 pub fn survival_two_hosts_need_no_third(lab: &Lab) -> Outcome {
     let stage = Stage::set(&lab.hosts()[..2])?;
-    stage.home.power_off()?;
-    stage.restarted_elsewhere().map_err(Into::into)
+    stage.home_dies().map_err(Into::into)
 }
 
 /// A host stands still for longer than its leases last. When it wakes, its guest runs elsewhere,
@@ -171,7 +196,7 @@ pub fn survival_a_thawed_host_gives_up_its_guest(lab: &Lab) -> Outcome {
 
 /// What is no reason to restart a guest restarts none: a cut management cable, a power cut of the
 /// storage, a storage cable that is back before anybody takes over, a clock that is set back, a
-/// killed agent and its successor.
+/// killed agent and its successor, an upgrade of that.
 pub fn survival_what_spares_the_guest_restarts_nothing(lab: &Lab) -> Outcome {
     let stage = Stage::set(lab.hosts())?;
     let vmm = stage.home.run("pidof vmm")?;
@@ -205,12 +230,50 @@ pub fn survival_what_spares_the_guest_restarts_nothing(lab: &Lab) -> Outcome {
     }
     cluster::start_agent(stage.home)?;
     stage.cluster.all_well()?;
+    upgrade_agent(stage.home)?;
+    stage.cluster.all_well()?;
     stage.never_restarted()?;
     assert_eq!(stage.home.run("pidof vmm")?, vmm, "it is another process");
     stage.home.run(&format!("godwit stop {GUEST} --grace 0"))?;
     eventually("the new agent stopping the guest", || {
         (!runs_a_vmm(stage.home)).then_some(())
     })?;
+    Ok(())
+}
+
+/// Tells the agent to end and starts another file in its place.
+fn upgrade_agent(host: &Host) -> lab::Result<()> {
+    host.run(&format!(
+        "mkdir -p {UPGRADE} && cp /opt/godwit/cluster-agent {UPGRADE} && killall cluster-agent"
+    ))?;
+    eventually("the old agent ending", || {
+        host.run("pidof cluster-agent").is_err().then_some(())
+    })?;
+    let line = format!("{UPGRADE}/cluster-agent --datastore {DATASTORE}");
+    host.spawn("cluster-agent", &line).map(drop)
+}
+
+/// A host without its management cable gives its guest away if it was told to: it presses the
+/// power button, or switches off. Its copy has ended before the guest answers from elsewhere.
+pub fn survival_an_isolated_host_responds_as_it_was_told(lab: &Lab) -> Outcome {
+    let cluster = Cluster::start(lab.hosts())?;
+    let first = cluster.all_well()?;
+    let mut page = Cluster::create(first, COMPANION, "busybox", COMPANION_ADDRESS, "128M")?;
+    for response in ["shut-down", "power-off"] {
+        let home = eventually("the cluster knowing where the guest is", || {
+            cluster.host_of(first, COMPANION)
+        })?;
+        let mut others = lab.hosts().iter().filter(|host| host.name != home.name);
+        let other = others.next().ok_or("one host only")?;
+        other.run(&format!(
+            "godwit config set --isolation-response {response}"
+        ))?;
+        home.cut(Cable::Management, Direction::Both);
+        page = Page::await_one(other, COMPANION_ADDRESS, |new| new.boot != page.boot)?;
+        assert!(!runs_a_vmm(home), "{} runs its copy, too", home.name);
+        home.heal(Cable::Management, Direction::Both);
+        cluster.all_well()?;
+    }
     Ok(())
 }
 

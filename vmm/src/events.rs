@@ -24,6 +24,11 @@ impl Events {
         let _ = self.0.send(event(what));
     }
 
+    /// Does anybody listen?
+    pub fn are_heard(&self) -> bool {
+        self.0.receiver_count() > 0
+    }
+
     /// Hear all from now on.
     pub fn listen(&self) -> broadcast::Receiver<Event> {
         self.0.subscribe()

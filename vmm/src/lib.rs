@@ -26,4 +26,5 @@ pub mod notice;
 pub mod pci;
 mod sampling;
 mod slim;
+mod threads;
 pub mod vcpu;

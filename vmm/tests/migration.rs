@@ -14,7 +14,9 @@ use probe::report::Report;
 use vmm::guest::{GuestError, Hold};
 use vmm::migration::source::Outcome;
 use vmm::notice::Notice;
+use vmm_core::control::Happening;
 use vmm_core::lifecycle::State;
+use vmm_core::migration::Phase;
 
 /// A busy machine does not get through all of them in time; so many it must.
 const FEWEST: u64 = 6;
@@ -43,6 +45,45 @@ fn a_guest_moves_and_every_page_arrives() {
         assert!(moved.summary.verified);
         assert!(moved.summary.guest_blackout_us <= moved.summary.blackout_us);
     }
+}
+
+#[test]
+fn a_guest_that_an_operator_has_paused_arrives_paused() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(guest) = boot_probe(dir.path(), "fill_mib=4", 1, 64) else {
+        return;
+    };
+    guest.hold(Hold::Operator).unwrap();
+    let moved = migrate(&guest, |wish| wish.goal.accept_longer = true).unwrap();
+    assert_eq!(moved.guest.state(), Some(State::Paused));
+    guest.end();
+    assert!(moved.guest.unhold(Hold::Operator).unwrap());
+    verify_all_pages(&moved.guest);
+}
+
+#[test]
+fn whoever_listens_hears_how_it_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(guest) = boot_probe(dir.path(), "fill_mib=4", 1, 64) else {
+        return;
+    };
+    let mut events = guest.events().listen();
+    let moved = migrate(&guest, |wish| wish.goal.accept_longer = true).unwrap();
+    let mut told = Vec::new();
+    while let Ok(event) = events.try_recv() {
+        if let Happening::Migration(progress) = event.what {
+            told.push(*progress);
+        }
+    }
+    let [first, .., last] = &told[..] else {
+        panic!("{told:?}");
+    };
+    assert_eq!((first.phase, first.round), (Phase::Copying, 0));
+    assert_eq!(last.phase, Phase::Done);
+    assert_eq!(last.summary.as_ref(), Some(&moved.summary));
+    let rounds: Vec<u32> = told.iter().map(|progress| progress.round).collect();
+    assert!(rounds.is_sorted() && rounds.contains(&1), "{rounds:?}");
+    guest.end();
 }
 
 #[test]

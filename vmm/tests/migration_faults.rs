@@ -22,7 +22,9 @@ const POLL: Duration = Duration::from_millis(10);
 /// A VMM that serves its API answers far sooner.
 const ANSWER: Duration = Duration::from_millis(500);
 
-const SOURCE_STEPS: [&str; 7] = ["hello", "join", "pages", "end", "round", "state", "commit"];
+const SOURCE_STEPS: [&str; 8] = [
+    "hello", "join", "draft", "pages", "end", "round", "state", "commit",
+];
 const TARGET_STEPS: [&str; 4] = ["accept", "rounddone", "ready", "running"];
 /// Where a lease makes a difference.
 const LEASE_STEPS: [&str; 4] = ["state", "ready", "commit", "running"];

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
-use storage_core::record::Holder;
+use storage_core::record::{Grant, Holder, LeaseRecord};
 use vm_memory::{Bytes, GuestAddress};
 use vmm::lease::Verdict;
 use vmm::memory::{self, GuestMemory};
@@ -24,12 +24,15 @@ const TOKEN: wire::Token = [7; 16];
 #[derive(Default)]
 struct Fake {
     memory: Option<Arc<GuestMemory>>,
+    /// Of the source, which has handed it over.
+    lease: Option<LeaseRecord>,
     restored: bool,
     ran: bool,
 }
 
 impl TargetGuest for Fake {
-    fn build(&mut self, _: &Hello) -> Result<Arc<GuestMemory>, String> {
+    fn build(&mut self, hello: &Hello) -> Result<Arc<GuestMemory>, String> {
+        self.lease.clone_from(&hello.lease);
         let memory = memory::map(16, false).map_err(|error| error.to_string())?;
         Ok(self.memory.insert(Arc::new(memory)).clone())
     }
@@ -42,19 +45,23 @@ impl TargetGuest for Fake {
         None
     }
 
-    fn restore(&mut self, _: &[u8]) -> Result<(), String> {
+    fn prepare(&mut self, _: &[u8]) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn restore(&mut self, _: &[u8], _: bool) -> Result<(), String> {
         self.restored = true;
         Ok(())
     }
 
     fn verdict(&mut self) -> Option<Verdict> {
-        None
+        self.lease.clone().map(Verdict::Done)
     }
 
-    fn run(&mut self) -> Result<(), String> {
+    fn run(&mut self) -> Result<Option<Instant>, String> {
         assert!(self.restored, "it runs without a state");
         self.ran = true;
-        Ok(())
+        Ok(None)
     }
 
     fn announce(&mut self) {}
@@ -112,7 +119,7 @@ fn play(address: SocketAddr, steps: usize) {
         address: 0x3000,
         bytes: 4096,
     };
-    let acts: [Act<'_>; 6] = [
+    let acts: [Act<'_>; 7] = [
         &|_, data| {
             let head = wire::page_table(Kind::Pages, 1, &[run]);
             data.write_all(&head).unwrap();
@@ -124,9 +131,20 @@ fn play(address: SocketAddr, steps: usize) {
             wire::send(control, Kind::Round, 1, &1u32).unwrap();
             assert_eq!(wire::receive(control).unwrap().0.kind, Kind::RoundDone);
         },
+        // What was left when the guest was stopped.
+        &|control, _| {
+            let run = Run {
+                address: 0x5000,
+                bytes: 4096,
+            };
+            let head = wire::page_table(Kind::Pages, 2, &[run]);
+            control.write_all(&head).unwrap();
+            control.write_all(&[0xa5; 4096]).unwrap();
+        },
         &|control, _| {
             let state = StateFrame {
                 machine: vec![],
+                paused: false,
                 memory_hash: None,
             };
             wire::send(control, Kind::State, 1, &state).unwrap();
@@ -144,7 +162,7 @@ fn play(address: SocketAddr, steps: usize) {
 }
 
 /// Steps of [`play`] up to and with the commit.
-const COMMITTED: usize = 7;
+const COMMITTED: usize = 8;
 
 #[test]
 fn a_source_that_dies_before_the_commit_never_leaves_a_running_guest() {
@@ -160,6 +178,42 @@ fn a_source_that_dies_before_the_commit_never_leaves_a_running_guest() {
     let memory = guest.memory.unwrap();
     let word = |page: u64| memory.read_obj::<u64>(GuestAddress(page << 12)).unwrap();
     assert_eq!([word(2), word(3), word(4)], [0, 0x5a5a_5a5a_5a5a_5a5a, 0]);
+    assert_eq!(word(5), 0xa5a5_a5a5_a5a5_a5a5);
+}
+
+#[test]
+fn the_lease_says_that_a_silent_source_has_committed() {
+    let from = LeaseRecord {
+        cluster: [1; 16],
+        subject: "web1".into(),
+        epoch: 5,
+        grant: Grant::Acquired,
+        holder: None,
+        fence: 0,
+        nonce: [4; 16],
+        note: String::new(),
+    };
+    let silent = move |address: SocketAddr| {
+        let mut control = TcpStream::connect(address).unwrap();
+        let hello = Hello {
+            lease: Some(from),
+            ..hello()
+        };
+        wire::send(&mut control, Kind::Hello, 0, &hello).unwrap();
+        wire::receive(&mut control).unwrap();
+        let mut data = TcpStream::connect(address).unwrap();
+        wire::send(&mut data, Kind::Join, 0, &TOKEN).unwrap();
+        let state = StateFrame {
+            machine: vec![],
+            paused: false,
+            memory_hash: None,
+        };
+        wire::send(&mut control, Kind::State, 1, &state).unwrap();
+        assert_eq!(wire::receive(&mut control).unwrap().0.kind, Kind::Ready);
+        assert_eq!(wire::receive(&mut control).unwrap().0.kind, Kind::Running);
+    };
+    let (guest, ok) = against(silent);
+    assert!(guest.ran && ok);
 }
 
 proptest! {
@@ -169,7 +223,7 @@ proptest! {
     fn noise_never_runs_a_guest(
         on_data: bool,
         kind in prop::sample::select(vec![
-            Kind::Pages, Kind::Zero, Kind::State, Kind::Commit, Kind::Ready, Kind::Round,
+            Kind::Pages, Kind::Zero, Kind::Draft, Kind::State, Kind::Commit, Kind::Ready, Kind::Round,
         ]),
         payload in prop::collection::vec(any::<u8>(), 0..96),
         raw in prop::collection::vec(any::<u8>(), 0..64),

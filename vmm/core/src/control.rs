@@ -1,5 +1,6 @@
 //! What a VMM is asked and answers on its control socket, as JSON.
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -8,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::forecast::Dirtied;
 use crate::lifecycle::State;
+use crate::migration::Progress;
 
 /// `GET /v1/info`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -192,6 +194,8 @@ pub enum Happening {
     LeaseSuspended,
     /// The lease is ours again.
     LeaseResumed,
+    /// A migration began, ended a round of pre-copy, or is over.
+    Migration(Box<Progress>),
 }
 
 /// The body of every refusal: one line for a person.

@@ -71,6 +71,13 @@ pub struct Round {
     pub dirty_bytes: u64,
 }
 
+impl Round {
+    /// How fast memory was dirtied, in bytes per second.
+    pub fn dirty_rate(&self) -> u64 {
+        self.dirty_bytes.saturating_mul(1_000_000) / self.took_us.max(1)
+    }
+}
+
 /// What to do now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {

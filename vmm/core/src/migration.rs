@@ -89,10 +89,16 @@ pub struct Progress {
     pub sent_bytes: u64,
     /// Bytes left of this round.
     pub left_bytes: u64,
-    /// Rate of the last round, in bytes per second.
+    /// Rate of the last round, in the first one so far, in bytes per second.
     pub rate: u64,
     /// Bytes dirtied in the last round.
     pub dirty_bytes: u64,
+    /// The same, in bytes per second.
+    #[serde(default)]
+    pub dirty_rate: u64,
+    /// Time to the end, in milliseconds, if it can be told.
+    #[serde(default)]
+    pub eta_ms: Option<u64>,
     /// Blackout if it were switched over now, in microseconds.
     pub predicted_blackout_us: u64,
     /// What it came to, when it is over.
@@ -114,12 +120,23 @@ impl Progress {
             left_bytes: 0,
             rate: 0,
             dirty_bytes: 0,
+            dirty_rate: 0,
+            eta_ms: None,
             predicted_blackout_us: 0,
             summary: None,
             forecast: None,
             error: None,
         }
     }
+}
+
+/// Time until `left_bytes`, and what is dirtied meanwhile, and so on, are there, at these rates in
+/// bytes per second; in milliseconds. None while nothing is known, or where it has no end.
+pub fn eta_ms(left_bytes: u64, rate: u64, dirty_rate: u64) -> Option<u64> {
+    // left / rate * (1 + q + q^2 + ...) with q = dirty_rate / rate
+    let gains = rate.checked_sub(dirty_rate).filter(|gains| *gains > 0)?;
+    let eta = u128::from(left_bytes) * 1000 / u128::from(gains);
+    eta.try_into().ok()
 }
 
 /// What a migration would come to, as a dry run measured it.
@@ -171,6 +188,38 @@ impl Forecast {
     }
 }
 
+/// Where a blackout went, as the source saw it, in microseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Steps {
+    /// Stopping the processors and finishing device I/O.
+    pub stop_us: u64,
+    /// Finding and sending the memory that was left.
+    pub memory_us: u64,
+    /// Copying and sending the machine's state; hashing memory, if it is compared.
+    pub save_us: u64,
+    /// Letting go of the disks, until the target had poured all of it in and said so.
+    pub pour_us: u64,
+    /// Handing over the right to run the guest.
+    pub commit_us: u64,
+    /// Until the target said that it runs.
+    pub start_us: u64,
+}
+
+impl Steps {
+    /// All of them.
+    pub fn total_us(&self) -> u64 {
+        let Self {
+            stop_us,
+            memory_us,
+            save_us,
+            pour_us,
+            commit_us,
+            start_us,
+        } = self;
+        stop_us + memory_us + save_us + pour_us + commit_us + start_us
+    }
+}
+
 /// What a migration came to, as the source measured it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
@@ -184,6 +233,9 @@ pub struct Summary {
     pub guest_blackout_us: u64,
     /// What had been predicted, in microseconds.
     pub predicted_blackout_us: u64,
+    /// Where the blackout went.
+    #[serde(default)]
+    pub steps: Steps,
     /// Bytes of memory sent.
     pub sent_bytes: u64,
     /// Bytes of memory that were zero or never touched, and so were not sent.
@@ -197,6 +249,16 @@ pub struct Summary {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_dirtied_on_the_way_takes_its_time_too() {
+        assert_eq!(eta_ms(1 << 30, 1 << 30, 0), Some(1000));
+        assert_eq!(eta_ms(1 << 30, 1 << 30, 1 << 29), Some(2000));
+        for (rate, dirty_rate) in [(0, 0), (5, 5), (5, 6)] {
+            assert_eq!(eta_ms(1, rate, dirty_rate), None);
+        }
+        assert_eq!(eta_ms(u64::MAX, 1, 0), None);
+    }
 
     #[test]
     fn connections_are_as_wished_or_as_many_as_processors_within_limits() {

@@ -6,14 +6,14 @@
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use vmm::machine::MachineState;
+use vmm::machine::{Draft, MachineState};
 use vmm::memory::{self, GuestMemory};
 use vmm::migration::pages;
 use vmm::migration::wire::{self, Accept, Hello, Kind, Ready, Running, StateFrame, Token};
 use vmm_core::compat::missing_features;
 use vmm_core::spec::Spec;
 
-const KINDS: [Kind; 14] = [
+const KINDS: [Kind; 15] = [
     Kind::Hello,
     Kind::Accept,
     Kind::Refuse,
@@ -24,6 +24,7 @@ const KINDS: [Kind; 14] = [
     Kind::Commit,
     Kind::Running,
     Kind::Abort,
+    Kind::Draft,
     Kind::Join,
     Kind::Pages,
     Kind::Zero,
@@ -63,6 +64,7 @@ fn read_all(mut stream: &[u8]) {
             Kind::Commit => drop(wire::decode::<u64>(&payload)),
             Kind::Round | Kind::RoundDone => drop(wire::decode::<u32>(&payload)),
             Kind::Refuse | Kind::Abort => drop(wire::decode::<String>(&payload)),
+            Kind::Draft => draft(&payload),
             Kind::State => state(&payload),
             Kind::Pages => drop(pages::places(&MEMORY, &payload)),
             Kind::Zero => drop(pages::clear(&MEMORY, &payload)),
@@ -78,6 +80,12 @@ fn hello(payload: &[u8]) {
     missing_features(&hello.cpuid, &[]);
     if let Ok(spec) = toml::from_str::<Spec>(&hello.spec) {
         drop(spec.validate());
+    }
+}
+
+fn draft(payload: &[u8]) {
+    if let Ok(bytes) = wire::decode::<Vec<u8>>(payload) {
+        drop(vmm::codec::decode::<Draft>(&bytes));
     }
 }
 

@@ -90,8 +90,22 @@ fn schemas() -> Value {
                 "rehearsed", "uncertain"] },
             "round": count, "sent_bytes": count, "left_bytes": count, "rate": count,
             "dirty_bytes": count, "predicted_blackout_us": count,
-            "summary": { "type": ["object", "null"] },
-            "forecast": { "type": ["object", "null"] }, "error": { "type": ["string", "null"] }
+            "summary": { "oneOf": [reference("Summary"), { "type": "null" }] },
+            "forecast": { "oneOf": [reference("Forecast"), { "type": "null" }] },
+            "error": { "type": ["string", "null"] }
+        })),
+        "Summary": object(&json!({
+            "total_us": count, "blackout_us": count, "guest_blackout_us": count,
+            "predicted_blackout_us": count, "sent_bytes": count, "skipped_bytes": count,
+            "rounds": count, "verified": { "type": "boolean" }, "steps": object(&json!({
+                "stop_us": count, "memory_us": count, "save_us": count, "pour_us": count,
+                "commit_us": count, "start_us": count
+            }))
+        })),
+        "Forecast": object(&json!({
+            "total_us": count, "blackout_us": count, "fixed_us": count, "sent_bytes": count,
+            "rounds": count, "link_rate": count, "dirty_rate": count,
+            "held_back_percent": count, "gives_up": { "type": "boolean" }
         })),
         "State": { "enum": ["built", "running", "paused", "migrating", "moved"] },
         "Info": object(&json!({
@@ -127,8 +141,9 @@ fn schemas() -> Value {
         "Event": { "type": "object", "required": ["boottime_us", "event"], "properties": {
             "boottime_us": count,
             "event": { "enum": ["state", "rebooted", "panicked", "lease-suspended",
-                "lease-resumed"] },
-            "detail": {}
+                "lease-resumed", "migration"] },
+            "detail": { "description": "of `state` and `migration`",
+                "oneOf": [reference("State"), reference("Progress")] }
         } },
         "Refusal": object(&json!({ "error": text })),
     })

@@ -97,12 +97,13 @@ pub fn main(arguments: &Arguments) -> Result<(), String> {
         );
         return Ok(());
     }
+    let ms = |us: u64| us as f64 / 1000.0;
     println!(
         "moved in {} ms: blackout {:.1} ms (for the guest {:.1}, predicted {:.1}), {} MiB in {} rounds{}",
         summary.total_us / 1000,
-        summary.blackout_us as f64 / 1000.0,
-        summary.guest_blackout_us as f64 / 1000.0,
-        summary.predicted_blackout_us as f64 / 1000.0,
+        ms(summary.blackout_us),
+        ms(summary.guest_blackout_us),
+        ms(summary.predicted_blackout_us),
         summary.sent_bytes >> 20,
         summary.rounds,
         if summary.verified {
@@ -110,6 +111,16 @@ pub fn main(arguments: &Arguments) -> Result<(), String> {
         } else {
             ""
         },
+    );
+    let steps = summary.steps;
+    println!(
+        "of the blackout: stopping {:.2} ms, memory {:.2}, state {:.2}, pouring it in {:.2}, commit {:.2}, start {:.2}",
+        ms(steps.stop_us),
+        ms(steps.memory_us),
+        ms(steps.save_us),
+        ms(steps.pour_us),
+        ms(steps.commit_us),
+        ms(steps.start_us),
     );
     Ok(())
 }
@@ -124,7 +135,8 @@ fn tell(forecast: &Forecast, json: bool) -> Result<(), String> {
     }
     if forecast.gives_up {
         return Err(
-            "the guest would stay on this host: it dirties memory faster than it can be sent;              allow a longer blackout with --accept-longer, or try when it is less busy"
+            "the guest would stay on this host: it dirties memory faster than it can be sent; \
+             allow a longer blackout with --accept-longer, or try when it is less busy"
                 .to_owned(),
         );
     }
@@ -156,22 +168,26 @@ fn follow(arguments: &Arguments, shows: bool) -> Result<Progress, String> {
 /// How far it is, on one line.
 fn line(progress: &Progress) -> String {
     let so_far = format!(
-        "{:?}: round {}, {} MiB sent",
+        "{:?}: round {}, {} MiB sent at {} MiB/s, {} MiB to look at",
         progress.phase,
         progress.round,
-        progress.sent_bytes >> 20
+        progress.sent_bytes >> 20,
+        progress.rate >> 20,
+        progress.left_bytes >> 20,
     );
-    // The rate is known after the first round.
-    match progress.left_bytes.checked_div(progress.rate) {
-        None => format!("{so_far}, {} MiB to look at", progress.left_bytes >> 20),
-        Some(left_s) => format!(
-            "{so_far} at {} MiB/s, {left_s} s left of the round, {} MiB dirtied in the last; \
-             blackout {} ms if now",
-            progress.rate >> 20,
-            progress.dirty_bytes >> 20,
-            progress.predicted_blackout_us / 1000
-        ),
+    let eta = progress
+        .eta_ms
+        .map(|ms| format!(", {:.1} s to go", ms as f64 / 1000.0));
+    let eta = eta.unwrap_or_default();
+    // The first round says how fast the guest is.
+    if progress.predicted_blackout_us == 0 {
+        return so_far + &eta;
     }
+    format!(
+        "{so_far}{eta}; dirtied at {} MiB/s, blackout {:.1} ms if now",
+        progress.dirty_rate >> 20,
+        progress.predicted_blackout_us as f64 / 1000.0
+    )
 }
 
 #[cfg(test)]
@@ -196,15 +212,19 @@ mod tests {
             left_bytes: 300 << 20,
             rate: 0,
             dirty_bytes: 0,
+            dirty_rate: 0,
+            eta_ms: None,
             predicted_blackout_us: 0,
             summary: None,
             forecast: None,
             error: None,
         };
-        assert!(line(&progress).ends_with("5 MiB sent, 300 MiB to look at"));
-        (progress.rate, progress.predicted_blackout_us) = (100 << 20, 7_000);
+        assert!(line(&progress).ends_with("5 MiB sent at 0 MiB/s, 300 MiB to look at"));
+        (progress.rate, progress.predicted_blackout_us) = (100 << 20, 7_100);
+        (progress.dirty_rate, progress.eta_ms) = (50 << 20, Some(6_000));
         let said = line(&progress);
-        assert!(said.contains("at 100 MiB/s, 3 s left"), "{said}");
-        assert!(said.ends_with("blackout 7 ms if now"), "{said}");
+        let expected = "at 100 MiB/s, 300 MiB to look at, 6.0 s to go; dirtied at 50 MiB/s";
+        assert!(said.contains(expected), "{said}");
+        assert!(said.ends_with("blackout 7.1 ms if now"), "{said}");
     }
 }

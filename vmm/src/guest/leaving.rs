@@ -3,7 +3,9 @@
 
 use std::sync::PoisonError;
 
+use super::phases::Phase;
 use super::{Guest, GuestError, Hold};
+use crate::machine::Saving;
 use crate::notice::Notice;
 
 /// A moment in the life of a guest: it is another one once the machine has asked for anything
@@ -36,8 +38,9 @@ impl Guest {
 
     /// Switch over: make it stand still on behalf of [`Hold::Migration`], unless it has asked
     /// to be reset or switched off `since`. Nobody can end or rebuild the machine from now on
-    /// until [`Guest::unhold`] or [`Guest::left`].
-    pub fn leave(&self, since: Moment) -> Result<(), GuestError> {
+    /// until [`Guest::unhold`] or [`Guest::left`]. Its state is being copied on return, for
+    /// [`Guest::finish_save`].
+    pub fn leave(&self, since: Moment) -> Result<Saving, GuestError> {
         let mut inner = self.lock();
         self.hold_locked(&mut inner, Hold::Migration)?;
         // What the machine said before it stood still has been counted by now.
@@ -45,7 +48,10 @@ impl Guest {
             return Err(GuestError::Ending);
         }
         inner.leaving = Leaving::Now;
-        Ok(())
+        match &inner.phase {
+            Phase::Paused(paused) => Ok(paused.begin_save()),
+            _ => Err(GuestError::NotPaused("save the guest")),
+        }
     }
 
     /// The switch-over is over: another host has the guest, or may have it.

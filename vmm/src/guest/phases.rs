@@ -8,7 +8,7 @@ use vmm_core::lifecycle::State;
 use super::leaving::Leaving;
 use super::{Guest, GuestError, Hold, Inner};
 use crate::counters;
-use crate::machine::{Built, Inspect, MachineState, Paused, Running};
+use crate::machine::{Built, Draft, Inspect, MachineState, Paused, Running, Saving};
 use crate::memory;
 
 /// Where the guest is in its life.
@@ -45,6 +45,15 @@ impl Guest {
                 inner.phase = other;
                 Err(GuestError::NotBuilt("start the guest"))
             }
+        }
+    }
+
+    /// Pour in what is known beforehand of the state of a guest that is to arrive.
+    pub fn prepare(&self, draft: Draft) -> Result<(), GuestError> {
+        match &self.lock().phase {
+            Phase::Built(built) => Ok(built.prepare(draft)?),
+            Phase::Gone => Err(GuestError::Gone),
+            _ => Err(GuestError::NotBuilt("prepare the machine")),
         }
     }
 
@@ -126,10 +135,19 @@ impl Guest {
         self.lock().holds.contains(&who)
     }
 
+    /// Everything but memory, of a guest that was made to [`Guest::leave`].
+    pub fn finish_save(&self, saving: Saving) -> Result<MachineState, GuestError> {
+        match &self.lock().phase {
+            Phase::Paused(paused) => Ok(paused.finish_save(saving)?),
+            Phase::Gone => Err(GuestError::Gone),
+            _ => Err(GuestError::NotPaused("save the guest")),
+        }
+    }
+
     /// Copy everything but memory; it must stand still.
     pub fn save(&self) -> Result<MachineState, GuestError> {
         match &self.lock().phase {
-            Phase::Paused(paused) => Ok(paused.save()?),
+            Phase::Paused(paused) => Ok(paused.finish_save(paused.begin_save())?),
             Phase::Built(built) => Ok(built.save()?),
             Phase::Gone => Err(GuestError::Gone),
             Phase::Running(_) => Err(GuestError::NotPaused("save the guest")),

@@ -53,11 +53,6 @@ impl KvmRouter {
         Ok(trigger)
     }
 
-    /// Install the table again: pouring in saved interrupt controllers resets it.
-    pub fn reinstall(&self) -> io::Result<()> {
-        Ok(self.lock().install(&self.vm)?)
-    }
-
     fn lock(&self) -> std::sync::MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -13,7 +13,7 @@ use crate::boot::{self, BootError, Entry};
 use crate::bus::Buses;
 use crate::devices::power::{KeyboardReset, POWER_PORTS, PanicPort, PowerRegisters};
 use crate::devices::serial::{SERIAL_PORTS, SerialPort};
-use crate::devices::virtio::block::{Block, BlockCounters};
+use crate::devices::virtio::block::{Block, BlockCounters, MAX_QUEUES};
 use crate::devices::virtio::net::{Net, NetCounters};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::transport::{VirtioPci, Wiring};
@@ -26,9 +26,10 @@ use crate::layout::{
 use crate::notice::Reports;
 use crate::pci::root::PORTS as PCI_PORTS;
 use crate::pci::{PciError, PciRoot};
+use crate::threads;
 use crate::vcpu::Vcpu;
 use crate::vcpu::cpuid::{self, LeafMask};
-use crate::vcpu::state::StateError;
+use crate::vcpu::state::{Known, StateError};
 
 /// Why a machine cannot be built, started, saved or restored.
 #[derive(Debug, thiserror::Error)]
@@ -82,9 +83,6 @@ pub enum MachineError {
     /// The serial port's state.
     #[error("cannot restore the serial port: {0}")]
     Serial(#[source] io::Error),
-    /// Interrupt routes.
-    #[error("cannot restore the interrupt routes: {0}")]
-    Interrupts(#[source] io::Error),
 }
 
 fn device(what: &'static str) -> impl Fn(io::Error) -> MachineError {
@@ -99,7 +97,8 @@ const MSR_MISC_ENABLE: u32 = 0x1a0;
 const MISC_FAST_STRINGS: u64 = 1;
 
 impl Built {
-    /// A machine without a kernel: something to restore into.
+    /// A machine without a kernel: something to restore into. The threads of its devices wait until
+    /// they are needed.
     pub fn new(
         kvm: &Kvm,
         spec: &Spec,
@@ -107,6 +106,7 @@ impl Built {
         masks: &[LeafMask],
         reports: &Reports,
     ) -> Result<Self, MachineError> {
+        threads::keep(device_threads(spec)).map_err(device("threads of the devices"))?;
         build(kvm, spec, backends, masks, reports, None)
     }
 
@@ -151,6 +151,7 @@ fn build(
     let supported = cpuid::supported(kvm)?;
     let shown = cpuid::of_processor(&supported, 0, spec.cpus, masks);
     let mut vcpus = Vec::new();
+    let mut msrs = None;
     for index in 0..spec.cpus {
         let request = KvmError::request;
         let fd = vm
@@ -165,7 +166,9 @@ fn build(
         if let (Some(entry), 0) = (entry, index) {
             set_registers(&fd, entry, backends)?;
         }
-        let vcpu = Vcpu::spawn(index, fd, buses.clone(), reports.clone());
+        let known = Known::learn(kvm, &fd, cpuid, msrs.as_ref())?;
+        msrs.get_or_insert_with(|| known.msrs.clone());
+        let vcpu = Vcpu::spawn(index, fd, known, buses.clone(), reports.clone());
         vcpus.push(vcpu.map_err(device("thread of a processor"))?);
     }
     backends.console.plug(serial.clone());
@@ -179,6 +182,12 @@ fn build(
         shown: cpuid::leaves(shown.as_slice()),
         vm,
     }))
+}
+
+/// How many threads its devices begin with: one for each queue, and one that announces.
+fn device_threads(spec: &Spec) -> usize {
+    let disk_queues = (spec.cpus as usize).clamp(1, usize::from(MAX_QUEUES));
+    spec.disks.len() * disk_queues + spec.nets.len() * 3 + 1
 }
 
 struct Devices {

@@ -29,7 +29,7 @@ use crate::pci::PciRoot;
 use crate::vcpu::Vcpu;
 pub use backends::{BackendError, Backends, DiskAccess};
 pub use build::MachineError;
-pub use state::MachineState;
+pub use state::{Draft, MachineState, Saving};
 
 /// The parts of a machine, whatever it does. Processors come first: they go first.
 struct Machine {
@@ -65,9 +65,15 @@ impl Built {
         Ok(Paused(self.0))
     }
 
+    /// Pour in what is known of the state beforehand: what is the same when the whole of it comes
+    /// takes no time then.
+    pub fn prepare(&self, draft: Draft) -> Result<(), MachineError> {
+        self.0.prepare(draft)
+    }
+
     /// Copy everything but memory.
     pub fn save(&self) -> Result<MachineState, MachineError> {
-        self.0.save()
+        self.0.finish_save(self.0.begin_save())
     }
 }
 
@@ -97,9 +103,14 @@ impl Paused {
         }
     }
 
-    /// Copy everything but memory.
-    pub fn save(&self) -> Result<MachineState, MachineError> {
-        self.0.save()
+    /// Begin to copy everything but memory; the processors copy theirs meanwhile.
+    pub fn begin_save(&self) -> Saving {
+        self.0.begin_save()
+    }
+
+    /// Everything but memory.
+    pub fn finish_save(&self, saving: Saving) -> Result<MachineState, MachineError> {
+        self.0.finish_save(saving)
     }
 }
 
@@ -119,6 +130,8 @@ pub trait Inspect {
     fn nets(&self) -> &[Arc<NetCounters>];
     /// What the guest's processors were shown of their features.
     fn shown(&self) -> Vec<CpuidLeaf>;
+    /// What will be a part of its state and seldom changes.
+    fn draft(&self) -> Draft;
     /// The guest has just arrived on this host: let devices tell the outside world.
     fn announce(&self) -> Result<(), MachineError>;
 }
@@ -156,6 +169,10 @@ macro_rules! inspect {
                 self.0.shown.clone()
             }
 
+            fn draft(&self) -> Draft {
+                self.0.draft()
+            }
+
             fn announce(&self) -> Result<(), MachineError> {
                 Ok(self.0.pci.announce()?)
             }
@@ -177,9 +194,29 @@ impl Machine {
         self.vcpus.iter().for_each(Vcpu::wait_parked);
     }
 
-    fn save(&self) -> Result<MachineState, MachineError> {
-        // All processors at once: each takes most of a millisecond.
-        let replies: Vec<_> = self.each_vcpu(Vcpu::save);
+    fn draft(&self) -> Draft {
+        Draft {
+            cpuids: self.vcpus.iter().map(Vcpu::cpuid).collect(),
+            pci: self.pci.save(),
+        }
+    }
+
+    fn prepare(&self, draft: Draft) -> Result<(), MachineError> {
+        let mut cpuids = draft.cpuids.into_iter();
+        let replies = self.each_vcpu(|vcpu, reply| {
+            if let Some(cpuid) = cpuids.next() {
+                vcpu.identify(cpuid, reply);
+            }
+        });
+        state::collect(replies)?;
+        Ok(self.pci.restore(&draft.pci)?)
+    }
+
+    fn begin_save(&self) -> Saving {
+        Saving(self.each_vcpu(Vcpu::save))
+    }
+
+    fn finish_save(&self, Saving(replies): Saving) -> Result<MachineState, MachineError> {
         let platform = state::save_platform(&self.vm.fd)?;
         Ok(MachineState {
             version: state::STATE_VERSION,
@@ -200,10 +237,6 @@ impl Machine {
         });
         state::collect(replies)?;
         state::restore_platform(&self.vm.fd, &state.platform)?;
-        self.vm
-            .router
-            .reinstall()
-            .map_err(MachineError::Interrupts)?;
         self.serial
             .restore(&state.serial)
             .map_err(MachineError::Serial)?;

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use kvm_bindings::{
     KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
-    kvm_clock_data, kvm_irqchip, kvm_pit_state2,
+    kvm_clock_data, kvm_cpuid_entry2, kvm_irqchip, kvm_pit_state2,
 };
 use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
@@ -38,6 +38,20 @@ pub struct MachineState {
     /// Processors.
     pub vcpus: Vec<VcpuState>,
 }
+
+/// What of a machine's state seldom changes and takes long to pour in: what its processors are,
+/// where its devices lie and what interrupts they raise. As it was at some moment of its running.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Draft {
+    /// What each processor says it is.
+    pub cpuids: Vec<Vec<kvm_cpuid_entry2>>,
+    /// The PCI bus and its devices; queues may be anywhere.
+    pub pci: PciState,
+}
+
+/// The state of processors that is being copied.
+#[derive(Debug)]
+pub struct Saving(pub(super) Vec<Receiver<Result<VcpuState, StateError>>>);
 
 /// What KVM emulates besides processors.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -22,10 +22,10 @@ use crate::guest::{Guest, Hold, Parts};
 use crate::kvm;
 use crate::lease::{Attempt, Citizen, Verdict};
 use crate::machine::state::{MachineState, STATE_VERSION};
-use crate::machine::{Backends, DiskAccess};
+use crate::machine::{Backends, DiskAccess, Draft, Inspect};
 use crate::memory::GuestMemory;
 use crate::notice::Notice;
-use crate::vcpu::cpuid;
+use crate::vcpu::{Vcpu, cpuid};
 
 /// The gate of a guest that is arriving: nothing of it runs before the lease is adopted, and
 /// from then on the lease's own gate decides.
@@ -180,11 +180,22 @@ impl TargetGuest for Arrival {
         self.citizen.as_ref().map(Citizen::holder)
     }
 
-    fn restore(&mut self, machine: &[u8]) -> Result<(), String> {
+    fn prepare(&mut self, draft: &[u8]) -> Result<(), String> {
+        let draft: Draft = codec::decode(draft).map_err(|error| one_line(&error))?;
+        let prepared = self.guest()?.prepare(draft);
+        prepared.map_err(|error| one_line(&error))
+    }
+
+    fn restore(&mut self, machine: &[u8], paused: bool) -> Result<(), String> {
         let state: MachineState = codec::decode(machine).map_err(|error| one_line(&error))?;
-        self.guest()?
-            .arrive(state)
-            .map_err(|error| one_line(&error))
+        let guest = self.guest()?;
+        guest.arrive(state).map_err(|error| one_line(&error))?;
+        if paused {
+            guest
+                .hold(Hold::Operator)
+                .map_err(|error| one_line(&error))?;
+        }
+        Ok(())
     }
 
     fn verdict(&mut self) -> Option<Verdict> {
@@ -192,7 +203,7 @@ impl TargetGuest for Arrival {
         self.citizen.as_ref()?.verdict(attempt, from).ok()
     }
 
-    fn run(&mut self) -> Result<(), String> {
+    fn run(&mut self) -> Result<Option<Instant>, String> {
         let guest = self.guest()?.clone();
         if let (Some(citizen), Some((attempt, from))) = (self.citizen.take(), &self.attempt) {
             let lease = Arc::new(citizen.adopt_from(attempt, from)?);
@@ -208,7 +219,8 @@ impl TargetGuest for Arrival {
         guest
             .unhold(Hold::Migration)
             .map_err(|error| one_line(&error))?;
-        Ok(())
+        let began = |machine: &dyn Inspect| machine.vcpus().iter().filter_map(Vcpu::began).max();
+        Ok(guest.inspect(began).ok().flatten())
     }
 
     fn forget(&mut self) {

@@ -12,7 +12,7 @@ use vmm_core::migration::Migrate;
 
 use super::MigrationError;
 use super::session;
-use super::source::{self, Commit, Outcome, SourceGuest};
+use super::source::{self, Commit, Outcome, Saved, SourceGuest};
 use super::stream::Security;
 use super::throttle::Throttle;
 use super::watch::Watch;
@@ -20,6 +20,7 @@ use super::wire::{Hello, Token};
 use crate::codec;
 use crate::error::one_line;
 use crate::guest::{Guest, Hold, Moment};
+use crate::machine::Saving;
 use crate::machine::state::STATE_VERSION;
 use crate::notice::Notice;
 use crate::vcpu::state::VcpuState;
@@ -43,7 +44,7 @@ impl Departures {
 
     /// Begin to move `guest` as `wish` says; [`Departures::latest`] tells how it goes.
     pub fn begin(guest: &Arc<Guest>, wish: Migrate) -> Result<(), MigrationError> {
-        let watch = guest.departures().claim()?;
+        let watch = guest.departures().claim(guest, &wish)?;
         let moving = guest.clone();
         let depart = move || {
             let linger = Watch::wait_until_end_was_seen;
@@ -62,18 +63,20 @@ impl Departures {
 
     /// Move `guest` as `wish` says, and wait for the end of it.
     pub fn depart(&self, guest: &Arc<Guest>, wish: &Migrate) -> Result<Outcome, MigrationError> {
-        let watch = self.claim()?;
+        let watch = self.claim(guest, wish)?;
         self.follow(guest, wish, &watch, |_| ())
     }
 
     /// From here on [`Departures::latest`] is the new one.
-    fn claim(&self) -> Result<Arc<Watch>, MigrationError> {
+    fn claim(&self, guest: &Guest, wish: &Migrate) -> Result<Arc<Watch>, MigrationError> {
         if self.under_way.swap(true, Ordering::AcqRel) {
             return Err(MigrationError::Here(
                 "a migration is under way already".to_owned(),
             ));
         }
-        let watch = Arc::new(Watch::default());
+        // A dry run is nothing that happens to the guest.
+        let events = (!wish.dry_run).then(|| guest.events().clone());
+        let watch = Arc::new(Watch::told_to(events.unwrap_or_default()));
         let mut latest = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
         latest.clone_from(&watch);
         Ok(watch)
@@ -136,6 +139,7 @@ fn depart(
         attempt,
         lease,
         throttle: Throttle::new(guest.clone()),
+        saving: None,
     };
     let outcome = source::migrate(wish, &security, moving, &mut driver, watch);
     let ending = match &outcome {
@@ -175,6 +179,8 @@ struct Driver<'a> {
     /// The lease as it was when the migration began.
     lease: Option<LeaseRecord>,
     throttle: Throttle,
+    /// Its state is being copied.
+    saving: Option<Saving>,
 }
 
 impl SourceGuest for Driver<'_> {
@@ -190,16 +196,31 @@ impl SourceGuest for Driver<'_> {
         self.throttle.set(percents);
     }
 
+    fn draft(&self) -> Option<Vec<u8>> {
+        let draft = self.guest.inspect(|machine| machine.draft()).ok()?;
+        codec::encode(&draft).ok()
+    }
+
+    fn write_back(&self) {
+        for disk in &self.guest.backends().disks {
+            if let Err(error) = disk.flush() {
+                // Letting go of it does it again, and says so.
+                tracing::debug!(error = one_line(&error), "cannot write a disk back");
+            }
+        }
+    }
+
     fn stop(&mut self) -> Result<(), String> {
         self.throttle.release();
-        self.guest
-            .leave(self.since)
-            .map_err(|error| one_line(&error))?;
+        let saving = self.guest.leave(self.since);
+        self.saving = Some(saving.map_err(|error| one_line(&error))?);
         Ok(())
     }
 
-    fn save(&mut self) -> Result<Vec<u8>, String> {
-        let state = self.guest.save().map_err(|error| one_line(&error))?;
+    fn save(&mut self) -> Result<Saved, String> {
+        let saving = self.saving.take().ok_or("the guest was not stopped")?;
+        let state = self.guest.finish_save(saving);
+        let state = state.map_err(|error| one_line(&error))?;
         if state.vcpus.iter().any(VcpuState::is_nested) {
             return Err(
                 "the guest runs virtual machines of its own, which cannot move; stop them and \
@@ -207,11 +228,15 @@ impl SourceGuest for Driver<'_> {
                     .to_owned(),
             );
         }
-        self.guest
-            .backends()
-            .release_disks()
-            .map_err(|error| one_line(&error))?;
-        codec::encode(&state).map_err(|error| one_line(&error))
+        Ok(Saved {
+            machine: codec::encode(&state).map_err(|error| one_line(&error))?,
+            paused: self.guest.is_held_by(Hold::Operator),
+        })
+    }
+
+    fn release(&mut self) -> Result<(), String> {
+        let released = self.guest.backends().release_disks();
+        released.map_err(|error| one_line(&error))
     }
 
     fn go_on(&mut self) -> Result<(), String> {

@@ -6,6 +6,8 @@
 use std::io;
 use std::sync::OnceLock;
 
+use rustix::process::{Signal, getpid, kill_process};
+
 use super::wire::Kind;
 
 const VARIABLE: &str = "GODWIT_FAIL_AT";
@@ -25,6 +27,8 @@ enum Act {
     Kill,
     /// The connection is lost.
     Cut,
+    /// The process stands still until it gets a SIGCONT.
+    Stop,
 }
 
 /// An error, or the end of the process, if a test wants a failure here.
@@ -37,16 +41,12 @@ pub fn pass(moment: Moment, kind: Kind) -> io::Result<()> {
     if *step != format!("{moment:?}-{kind:?}").to_lowercase() {
         return Ok(());
     }
-    match act {
-        Act::Cut => Err(io::Error::other("a test has cut the connection")),
-        Act::Kill => {
-            let me = rustix::process::getpid();
-            Ok(rustix::process::kill_process(
-                me,
-                rustix::process::Signal::KILL,
-            )?)
-        }
-    }
+    let signal = match act {
+        Act::Cut => return Err(io::Error::other("a test has cut the connection")),
+        Act::Kill => Signal::KILL,
+        Act::Stop => Signal::STOP,
+    };
+    Ok(kill_process(getpid(), signal)?)
 }
 
 fn parse(text: &str) -> Option<(String, Act)> {
@@ -54,6 +54,7 @@ fn parse(text: &str) -> Option<(String, Act)> {
     let act = match act {
         "kill" => Act::Kill,
         "cut" => Act::Cut,
+        "stop" => Act::Stop,
         _ => return None,
     };
     Some((step.to_owned(), act))

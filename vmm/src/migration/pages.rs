@@ -55,6 +55,24 @@ pub struct Selection {
     pub zeroes: Vec<Run>,
 }
 
+impl Selection {
+    /// Do both fit one frame?
+    pub fn has_room_for(&self, more: &Self) -> bool {
+        let bytes = |runs: &[Run]| -> u64 { runs.iter().map(|run| u64::from(run.bytes)).sum() };
+        let fit = |ours: &[Run], theirs: &[Run]| {
+            ours.len() + theirs.len() <= wire::RUNS_MAX
+                && bytes(ours) + bytes(theirs) <= wire::PAGES_BYTES_MAX
+        };
+        fit(&self.pages, &more.pages) && fit(&self.zeroes, &more.zeroes)
+    }
+
+    /// Take these too.
+    pub fn append(&mut self, mut more: Self) {
+        self.pages.append(&mut more.pages);
+        self.zeroes.append(&mut more.zeroes);
+    }
+}
+
 /// Sort the dirty pages of `words` (one bit each, from `address` on) by what they hold. With
 /// `touched` (the first round: the target's memory is untouched too), pages that were never
 /// touched are left out altogether.

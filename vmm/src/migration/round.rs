@@ -72,6 +72,27 @@ impl Sending<'_> {
         })
     }
 
+    /// Send all of it over the control connection, where its end needs not be told.
+    pub fn send_in_line(&self, control: &mut Stream) -> Result<(), MigrationError> {
+        let lost = || MigrationError::connection("send memory to", self.to);
+        let send = |control: &mut Stream, selection: &pages::Selection| {
+            send_selection(control, self.memory, self.number, selection).map_err(lost())
+        };
+        let (mut sent, mut together) = (0, pages::Selection::default());
+        for chunk in self.chunks() {
+            let selection = self.select(chunk);
+            // As few frames as there can be: each wakes the target.
+            if !together.has_room_for(&selection) {
+                sent += send(control, &together)?;
+                together = pages::Selection::default();
+            }
+            together.append(selection);
+        }
+        sent += send(control, &together)?;
+        self.watch.count(sent, self.dirty_bytes() - sent);
+        Ok(())
+    }
+
     fn chunks(&self) -> Vec<Chunk> {
         let all = self.dirty.iter().enumerate().flat_map(|(slot, bitmap)| {
             let words = (0..bitmap.words.len()).step_by(CHUNK_WORDS);
@@ -110,6 +131,12 @@ impl Sending<'_> {
         sent.map_err(lost())
     }
 
+    fn select(&self, chunk: Chunk) -> pages::Selection {
+        let base = self.dirty[chunk.0].base;
+        let address = base + chunk.1 as u64 * PAGES_PER_WORD * PAGE_BYTES;
+        pages::select(self.memory, address, self.words(chunk), self.touched)
+    }
+
     fn send_chunk(
         &self,
         stream: &mut Stream,
@@ -122,8 +149,7 @@ impl Sending<'_> {
             // Just before it is read, so that no write between goes unnoticed.
             self.tracker.clear(bitmap, chunk.1, words)?;
         }
-        let address = bitmap.base + chunk.1 as u64 * PAGES_PER_WORD * PAGE_BYTES;
-        let selection = pages::select(self.memory, address, words, self.touched);
+        let selection = self.select(chunk);
         let sent = send_selection(stream, self.memory, self.number, &selection).map_err(lost)?;
         self.watch.count(sent, bytes_marked(words) - sent);
         Ok(sent)

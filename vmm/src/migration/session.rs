@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use vmm_core::migration::{self, Migrate};
 
@@ -25,6 +26,13 @@ pub struct Guest {
     pub hello: Hello,
 }
 
+/// What memory goes over.
+#[derive(Clone, Copy)]
+enum Over {
+    Data,
+    Control,
+}
+
 /// Both sides have agreed, and every connection is there.
 pub struct Session<'a> {
     wish: &'a Migrate,
@@ -33,6 +41,8 @@ pub struct Session<'a> {
     pub(super) tracker: Tracker,
     control: Stream,
     data: Vec<Stream>,
+    /// The latest that the target was told of the state.
+    draft: Vec<u8>,
     /// What the target has agreed to.
     pub(super) accept: Accept,
     /// Rounds begun.
@@ -75,6 +85,7 @@ impl<'a> Session<'a> {
             memory: guest.memory,
             control,
             data,
+            draft: Vec::new(),
             accept,
             round: 0,
         })
@@ -97,6 +108,23 @@ impl<'a> Session<'a> {
         touched: Option<&Touched>,
         goes_on: bool,
     ) -> Result<(), MigrationError> {
+        self.send(dirty, touched, goes_on, Over::Data)?;
+        let round = self.round;
+        self.tell(Kind::Round, &round)
+    }
+
+    /// Send dirty pages, of which there are few, ahead of what is told next. The guest stands still.
+    pub(super) fn send_in_line(&mut self, dirty: &[SlotBitmap]) -> Result<(), MigrationError> {
+        self.send(dirty, None, false, Over::Control)
+    }
+
+    fn send(
+        &mut self,
+        dirty: &[SlotBitmap],
+        touched: Option<&Touched>,
+        goes_on: bool,
+        over: Over,
+    ) -> Result<(), MigrationError> {
         let bytes = dirty.iter().map(SlotBitmap::dirty_bytes).sum();
         self.watch.begin_round(self.round, bytes);
         let sending = Sending {
@@ -110,9 +138,20 @@ impl<'a> Session<'a> {
             bandwidth_max: self.wish.bandwidth_max,
             to: &self.wish.to,
         };
-        sending.send(&mut self.data)?;
-        let round = self.round;
-        self.tell(Kind::Round, &round)
+        match over {
+            Over::Data => sending.send(&mut self.data),
+            Over::Control => sending.send_in_line(&mut self.control),
+        }
+    }
+
+    /// Tell the target what is known of the state beforehand, unless it was told the same.
+    pub(super) fn tell_draft(&mut self, draft: Vec<u8>) -> Result<(), MigrationError> {
+        if draft == self.draft {
+            return Ok(());
+        }
+        self.tell(Kind::Draft, &draft)?;
+        self.draft = draft;
+        Ok(())
     }
 
     /// The target has all of the round.
@@ -140,6 +179,12 @@ impl<'a> Session<'a> {
         kind: Kind,
     ) -> Result<T, MigrationError> {
         expect(&mut self.control, kind, &self.wish.to)
+    }
+
+    /// The target is not waited for any longer than this from now on.
+    pub(super) fn hurry(&self, limit: Duration) {
+        // Without it the wait is longer, and ends all the same.
+        let _ = self.control.hurry(limit);
     }
 
     /// Tell the target that nothing will come of it.

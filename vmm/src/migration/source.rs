@@ -14,7 +14,7 @@ use storage_core::record::Holder;
 use vm_memory::GuestMemoryBackend;
 use vmm_core::converge::{Converge, Decision, Round};
 use vmm_core::history::History;
-use vmm_core::migration::{Forecast, Migrate, Phase, Summary};
+use vmm_core::migration::{Forecast, Migrate, Phase, Steps, Summary};
 
 use super::dirty::{SlotBitmap, hot_last};
 use super::pages::{self, Touched};
@@ -31,11 +31,14 @@ const STANDSTILL_MAX: Duration = Duration::from_secs(5);
 const STANDSTILL_TIMES: u32 = 4;
 /// ... and comparing all memory may take so much more.
 const VERIFY_MAX: Duration = Duration::from_mins(2);
+/// The target's word that it runs is waited for so long, where the lease says whose the guest is.
+const RUNS_MAX: Duration = Duration::from_secs(5);
 /// How often to look whether a commit of unknown outcome took place.
 const LOOK_PAUSE: Duration = Duration::from_millis(200);
 
-/// So little memory is on its way sooner than another thread is at work.
-const SEQUENTIAL_BYTES_MAX: u64 = 1 << 20;
+/// So little memory is there sooner ahead of the state than over connections of its own, each of
+/// which wakes a thread and says when it is through.
+const IN_LINE_BYTES_MAX: u64 = 1 << 20;
 
 /// How the right to run the guest changed hands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,17 +61,32 @@ pub trait SourceGuest: Send {
     fn stop_takes(&self) -> Option<Duration>;
     /// Hold each of them back by so many per cent of its time, until it stops.
     fn throttle(&mut self, percents: &[u8]);
-    /// Stop the guest and finish its I/O: its memory stands still from now on.
+    /// What is known of its state while it runs, encoded; none once it has ended.
+    fn draft(&self) -> Option<Vec<u8>>;
+    /// Write its disks back, so that little is left to write when it stands still.
+    fn write_back(&self);
+    /// Stop the guest and finish its I/O: its memory stands still from now on. Begin to copy its
+    /// state.
     fn stop(&mut self) -> Result<(), String>;
-    /// Copy its state and let go of its disks.
-    fn save(&mut self) -> Result<Vec<u8>, String>;
-    /// Undo both: the guest goes on here.
+    /// Its state.
+    fn save(&mut self) -> Result<Saved, String>;
+    /// Let go of its disks.
+    fn release(&mut self) -> Result<(), String>;
+    /// Undo all of it: the guest goes on here.
     fn go_on(&mut self) -> Result<(), String>;
     /// Hand the right to run the guest to `holder`.
     fn commit(&mut self, holder: Option<Holder>) -> Commit;
     /// Look again what became of a commit of unknown outcome; `None` when nobody cares any
     /// more, because the guest was ended.
     fn look_again(&mut self) -> Option<Commit>;
+}
+
+/// The state of a guest that stands still.
+pub struct Saved {
+    /// Encoded.
+    pub machine: Vec<u8>,
+    /// An operator has paused it.
+    pub paused: bool,
 }
 
 /// How it ended.
@@ -130,6 +148,7 @@ pub fn migrate(
             progress.error = Some(why.clone());
         }
     });
+    watch.tell();
     outcome
 }
 
@@ -154,6 +173,7 @@ fn proceed(
         session,
         converge: Converge::new(wish.goal, None),
         standstill: Standstill::default(),
+        steps: Steps::default(),
     };
     source.run(driver)
 }
@@ -165,6 +185,18 @@ struct Source<'a> {
     session: Session<'a>,
     converge: Converge,
     standstill: Standstill,
+    steps: Steps,
+}
+
+/// Measures steps that follow each other.
+struct StepClock(Instant);
+
+impl StepClock {
+    /// How long it has been since the last time, in microseconds.
+    fn step(&mut self) -> u64 {
+        let before = std::mem::replace(&mut self.0, Instant::now());
+        (self.0 - before).as_micros() as u64
+    }
 }
 
 impl Source<'_> {
@@ -179,7 +211,6 @@ impl Source<'_> {
         };
         self.watch
             .update(|progress| progress.phase = Phase::SwitchOver);
-        let stopped = Instant::now();
         let predicted = Duration::from_micros(predicted_us) * STANDSTILL_TIMES;
         let verifying = if self.wish.verify {
             VERIFY_MAX
@@ -188,7 +219,8 @@ impl Source<'_> {
         };
         let lifeline = &self.watch.lifeline;
         lifeline.limit(STANDSTILL_MAX.max(predicted) + verifying);
-        let ready = match self.switch_over(driver).and_then(|ready| {
+        let mut clock = StepClock(Instant::now());
+        let ready = match self.switch_over(driver, &mut clock).and_then(|ready| {
             // Whoever wants to end it has to come before this.
             lifeline.commit()?;
             Ok(ready)
@@ -197,7 +229,8 @@ impl Source<'_> {
             Err(error) => return self.go_on(driver, lifeline.blame(error)),
         };
         self.commit(driver, |source, epoch| {
-            source.hand_over(epoch, stopped, predicted_us, ready)
+            source.steps.commit_us = clock.step();
+            source.hand_over(epoch, &mut clock, predicted_us, ready)
         })
     }
 
@@ -233,6 +266,8 @@ impl Source<'_> {
     fn copy(&mut self, driver: &mut dyn SourceGuest) -> Result<u64, MigrationError> {
         self.watch
             .update(|progress| progress.phase = Phase::Copying);
+        self.watch.tell();
+        self.tell_draft(driver)?;
         self.standstill.measure_target(&mut self.session)?;
         let touched = Touched::open().ok();
         let mut history = vec![History::default(); self.session.memory.num_regions()];
@@ -245,16 +280,19 @@ impl Source<'_> {
             // At first every page counts as dirty, which says nothing of it.
             if !first {
                 dirty = hot_last(dirty, &mut history);
+                self.tell_draft(driver)?;
             }
             self.session.begin_round();
             self.session
                 .send_round(&dirty, touched.as_ref().filter(|_| first), true)?;
             self.session.hear_round_done()?;
             self.watch.lifeline.check()?;
+            let took_us = before.elapsed().as_micros() as u64;
+            driver.write_back();
             let left = self.session.tracker.dirty_bytes()?;
             let round = Round {
                 sent_bytes: self.watch.sent_bytes.load(Ordering::Relaxed) - sent_before,
-                took_us: before.elapsed().as_micros() as u64,
+                took_us,
                 dirty_bytes: left,
             };
             let faults = driver.faults();
@@ -266,8 +304,10 @@ impl Source<'_> {
             self.watch.update(|progress| {
                 progress.rate = self.converge.rate_bytes_per_ms() * 1000;
                 progress.dirty_bytes = left;
+                progress.dirty_rate = round.dirty_rate();
                 progress.predicted_blackout_us = self.converge.predict_us(left);
             });
+            self.watch.tell();
             match decision {
                 Decision::Continue => {}
                 Decision::Throttle => driver.throttle(self.converge.throttle_percents()),
@@ -283,76 +323,85 @@ impl Source<'_> {
         }
     }
 
+    /// What takes the target long is poured in there before the guest stands still.
+    fn tell_draft(&mut self, driver: &dyn SourceGuest) -> Result<(), MigrationError> {
+        let draft = driver.draft();
+        draft.map_or(Ok(()), |draft| self.session.tell_draft(draft))
+    }
+
     /// Stop the guest and send the rest. On return the target is ready to run it.
-    fn switch_over(&mut self, driver: &mut dyn SourceGuest) -> Result<Ready, MigrationError> {
+    fn switch_over(
+        &mut self,
+        driver: &mut dyn SourceGuest,
+        clock: &mut StepClock,
+    ) -> Result<Ready, MigrationError> {
         driver.stop().map_err(MigrationError::Here)?;
+        self.steps.stop_us = clock.step();
+        // Memory travels while the processors copy their state.
         let dirty = self.session.tracker.collect()?;
         self.session.begin_round();
-        // Memory stands still: it travels while the processors' state is being copied, unless
-        // there is so little that a thread would take longer.
         let left: u64 = dirty.iter().map(SlotBitmap::dirty_bytes).sum();
-        let machine = if left <= SEQUENTIAL_BYTES_MAX {
-            self.session.send_round(&dirty, None, false)?;
-            driver.save().map_err(MigrationError::Here)
+        let in_line = left <= IN_LINE_BYTES_MAX;
+        if in_line {
+            self.session.send_in_line(&dirty)?;
         } else {
-            self.send_and_save(driver, &dirty)
-        }?;
+            self.session.send_round(&dirty, None, false)?;
+        }
+        self.steps.memory_us = clock.step();
+        let Saved { machine, paused } = driver.save().map_err(MigrationError::Here)?;
         let check = || self.watch.lifeline.check();
         let hash = || pages::hash(&self.session.memory, check);
         let memory_hash = self.wish.verify.then(hash).transpose()?;
         let state = StateFrame {
             machine,
+            paused,
             memory_hash,
         };
         self.session.tell(Kind::State, &state)?;
-        self.session.hear_round_done()?;
-        self.session.expect(Kind::Ready)
-    }
-
-    fn send_and_save(
-        &mut self,
-        driver: &mut dyn SourceGuest,
-        dirty: &[SlotBitmap],
-    ) -> Result<Vec<u8>, MigrationError> {
-        thread::scope(|scope| {
-            let saving = scope.spawn(|| driver.save());
-            let sent = self.session.send_round(dirty, None, false);
-            let died = || Err("the thread that saves it has died".to_owned());
-            let machine = saving.join().unwrap_or_else(|_| died());
-            sent.and_then(|()| machine.map_err(MigrationError::Here))
-        })
+        self.steps.save_us = clock.step();
+        // The target takes them only after the commit.
+        driver.release().map_err(MigrationError::Here)?;
+        if !in_line {
+            self.session.hear_round_done()?;
+        }
+        let ready = self.session.expect(Kind::Ready)?;
+        self.steps.pour_us = clock.step();
+        Ok(ready)
     }
 
     /// The right is the target's: whatever happens now, the guest does not run here again.
     fn hand_over(
         &mut self,
         epoch: u64,
-        stopped: Instant,
+        clock: &mut StepClock,
         predicted_us: u64,
         ready: Ready,
     ) -> Outcome {
-        // Before it is told, so that the target's time lies within ours.
-        let committed = Instant::now();
+        if epoch > 0 {
+            self.session.hurry(RUNS_MAX);
+        }
         let told = self.session.tell(Kind::Commit, &epoch);
         let runs = told.and_then(|()| self.session.expect::<Running>(Kind::Running));
-        let after_us = committed.elapsed().as_micros() as u64;
-        let guest_after_us = match runs {
-            // The way of the commit there; the other half is the answer's way back.
-            Ok(Running { took_us }) => u64::midpoint(took_us, after_us),
+        let start_us = clock.step();
+        let guest_start_us = match runs {
+            // The way of the commit there is half of that there and back.
+            Ok(Running { took_us }) => start_us.min(took_us + self.standstill.empty_round_us() / 2),
             // The lease says whose it is; the target reads it there.
-            Err(_) if epoch > 0 => after_us,
+            Err(_) if epoch > 0 => start_us,
             Err(error) => return Outcome::Stopped(error),
         };
-        let guest_us = (committed - stopped).as_micros() as u64 + guest_after_us;
+        self.steps.start_us = start_us;
+        let blackout_us = self.steps.total_us();
         Outcome::Moved(Summary {
             total_us: self.began.elapsed().as_micros() as u64,
-            blackout_us: stopped.elapsed().as_micros() as u64,
+            blackout_us,
             predicted_blackout_us: predicted_us,
+            steps: self.steps,
             sent_bytes: self.watch.sent_bytes.load(Ordering::Relaxed),
             skipped_bytes: self.watch.skipped_bytes.load(Ordering::Relaxed),
             rounds: self.session.round,
             verified: ready.verified,
-            guest_blackout_us: guest_us,
+            guest_blackout_us: blackout_us - start_us + guest_start_us,
         })
     }
 

@@ -12,6 +12,11 @@ const EMPTY_ROUNDS: u32 = 3;
 /// Times that something goes to the target and back while the guest stands still: the last
 /// round with the state, and the commit.
 const EXCHANGES: u64 = 2;
+/// What the target measures of the state it does over and over, in peace. At the switch-over caches
+/// are cold and threads asleep: it takes so many tenths of that (docs/benchmarks.md).
+const COLD_TENTHS: u64 = 16;
+/// The guest finds none of its memory mapped on the target: its first steps take so long.
+const FIRST_STEPS_US: u64 = 250;
 
 /// What is known of it by now.
 #[derive(Debug, Default)]
@@ -54,7 +59,8 @@ impl Standstill {
     pub fn fixed_us(&self) -> u64 {
         let stop = self.stops.get(self.stops.len() / 2).copied();
         stop.unwrap_or_default().as_micros() as u64
-            + self.state_us
+            + self.state_us * COLD_TENTHS / 10
+            + FIRST_STEPS_US
             + EXCHANGES * self.empty_round_us
     }
 }

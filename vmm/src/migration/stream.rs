@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::sockopt::{
     set_socket_keepalive, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl,
     set_tcp_user_timeout,
@@ -112,11 +114,27 @@ impl Stream {
         self.socket().set_read_timeout(Some(SILENCE_MAX))
     }
 
+    /// Nothing more is waited for than `limit`.
+    pub fn hurry(&self, limit: Duration) -> io::Result<()> {
+        self.socket().set_read_timeout(Some(limit))
+    }
+
     fn socket(&self) -> &TcpStream {
         match self {
             Self::Plain(socket) => socket,
             Self::TlsClient(tls) => &tls.sock,
             Self::TlsServer(tls) => &tls.sock,
+        }
+    }
+
+    /// Is there something to hear, be it that nothing will come any more, within `limit`?
+    pub fn speaks_within(&self, limit: Duration) -> io::Result<bool> {
+        let limit = Timespec::try_from(limit).map_err(io::Error::other)?;
+        let mut socket = [PollFd::new(self.socket(), PollFlags::IN)];
+        match poll(&mut socket, Some(&limit)) {
+            Ok(ready) => Ok(ready > 0),
+            Err(Errno::INTR) => Ok(false),
+            Err(error) => Err(error.into()),
         }
     }
 

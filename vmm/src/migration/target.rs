@@ -26,8 +26,10 @@ use crate::memory::GuestMemory;
 
 /// The data connections must follow the offer within this.
 const JOIN_LIMIT: Duration = Duration::from_secs(20);
-/// After the source fell silent at the commit, the datastore has to say so often that the
-/// lease has not been handed over ...
+/// A source that has not said a word for so long at the commit may be cut off: whether it handed
+/// the lease over is looked up as often, until it is heard or lost.
+const WORD_PAUSE: Duration = Duration::from_millis(300);
+/// After it was lost, the datastore has to say so often that the lease has not been handed over ...
 const VERDICT_LOOKS: u32 = 300;
 /// ... with these pauses, and may give no answer for so long in all.
 const VERDICT_PAUSE: Duration = Duration::from_millis(200);
@@ -45,12 +47,15 @@ pub trait TargetGuest {
     fn state_takes(&mut self, dry_run: bool) -> Result<Duration, String>;
     /// Who would hold the lease here; none without a datastore.
     fn holder(&self) -> Option<Holder>;
-    /// Pour in the machine's state. Whatever can fail is done now.
-    fn restore(&mut self, machine: &[u8]) -> Result<(), String>;
+    /// Pour in what is known of the machine's state beforehand.
+    fn prepare(&mut self, draft: &[u8]) -> Result<(), String>;
+    /// Pour in the machine's state; an operator has `paused` the guest, or not. Whatever can fail
+    /// is done now.
+    fn restore(&mut self, machine: &[u8], paused: bool) -> Result<(), String>;
     /// What the datastore says about this very hand-over; `None` when it says nothing.
     fn verdict(&mut self) -> Option<Verdict>;
-    /// The guest is ours: run it.
-    fn run(&mut self) -> Result<(), String>;
+    /// The guest is ours: run it. When it began to, as far as that can be told already.
+    fn run(&mut self) -> Result<Option<Instant>, String>;
     /// It runs: let the network know where.
     fn announce(&mut self);
     /// Nothing will come of it: let go of everything that was built.
@@ -297,22 +302,29 @@ fn receive_data(stream: &mut Stream, memory: &GuestMemory, ends: &Sender<End>) {
 fn receive_frame(stream: &mut Stream, memory: &GuestMemory) -> std::io::Result<Option<u32>> {
     let (header, table) = wire::receive(stream)?;
     match header.kind {
-        Kind::End => return Ok(Some(header.round)),
-        Kind::Pages => {
-            let places = pages::places(memory, &table)?;
-            if header.round == FIRST_ROUND {
-                pages::make(&places);
-            }
-            stream.receive_pages(&places)?;
-        }
-        Kind::Zero => pages::clear(memory, &table)?,
-        other => {
-            return Err(std::io::Error::other(format!(
-                "{other:?} does not belong among pages"
-            )));
-        }
+        Kind::End => Ok(Some(header.round)),
+        Kind::Pages | Kind::Zero => take_pages(stream, memory, header, &table).map(|()| None),
+        other => Err(std::io::Error::other(format!(
+            "{other:?} does not belong among pages"
+        ))),
     }
-    Ok(None)
+}
+
+/// The pages of the frame that began with `header` and `table`.
+fn take_pages(
+    stream: &mut Stream,
+    memory: &GuestMemory,
+    header: wire::Header,
+    table: &[u8],
+) -> std::io::Result<()> {
+    if header.kind == Kind::Zero {
+        return pages::clear(memory, table);
+    }
+    let places = pages::places(memory, table)?;
+    if header.round == FIRST_ROUND {
+        pages::make(&places);
+    }
+    stream.receive_pages(&places)
 }
 
 struct Target<'a> {
@@ -329,6 +341,17 @@ impl Target<'_> {
             let (header, payload) = self.hear()?;
             match header.kind {
                 Kind::Round => self.finish_round(header.round)?,
+                Kind::Draft if !hello.dry_run => {
+                    let draft = wire::decode::<Vec<u8>>(&payload)
+                        .map_err(|error| MigrationError::Protocol(error.to_string()))?;
+                    let prepared = self.guest.prepare(&draft);
+                    self.or_refuse(prepared)?;
+                }
+                // What was left when the guest was stopped.
+                Kind::Pages | Kind::Zero => {
+                    take_pages(&mut self.control, self.memory, header, &payload)
+                        .map_err(MigrationError::connection("hear from", &"the source"))?;
+                }
                 Kind::State if !hello.dry_run => {
                     let state = wire::decode::<StateFrame>(&payload)
                         .map_err(|error| MigrationError::Protocol(error.to_string()))?;
@@ -381,41 +404,70 @@ impl Target<'_> {
             None => Ok(false),
         };
         let here = verified.and_then(|verified| {
-            self.guest.restore(&state.machine)?;
+            self.guest.restore(&state.machine, state.paused)?;
             Ok(Ready { verified })
         });
-        let ready = match here {
-            Ok(ready) => ready,
-            Err(why) => {
-                let _ = wire::send(&mut self.control, Kind::Refuse, 0, &why);
-                return Err(MigrationError::Here(why));
-            }
-        };
+        let ready = self.or_refuse(here)?;
         tell(&mut self.control, Kind::Ready, &ready)
     }
 
-    /// Wait for the commit; when the source falls silent, the lease decides.
+    /// What failed here is told to the source.
+    fn or_refuse<T>(&mut self, done: Result<T, String>) -> Result<T, MigrationError> {
+        done.map_err(|why| {
+            // It may be gone.
+            let _ = wire::send(&mut self.control, Kind::Refuse, 0, &why);
+            MigrationError::Here(why)
+        })
+    }
+
+    /// Wait for the commit, in the source's words or by the lease, which decides.
     fn take_over(&mut self, hello: &Hello) -> Result<(), MigrationError> {
-        match self.hear() {
-            Ok((header, _)) if header.kind == Kind::Commit => {}
-            Ok((header, payload)) if header.kind == Kind::Abort => {
-                let why = wire::decode::<String>(&payload).unwrap_or_default();
-                return Err(MigrationError::Refused(why));
+        if hello.lease.is_none() {
+            self.hear_commit()?;
+        } else if !self.lease_came_first()? {
+            match self.hear_commit() {
+                Err(error @ MigrationError::Connection { .. }) => self.ask_the_lease(error)?,
+                heard => heard?,
             }
-            Ok((header, _)) => {
-                let why = format!("{:?} came where Commit was due", header.kind);
-                return Err(MigrationError::Protocol(why));
-            }
-            Err(error) if hello.lease.is_none() => return Err(error),
-            Err(error) => self.ask_the_lease(error)?,
         }
         let began = Instant::now();
-        self.guest.run().map_err(MigrationError::Here)?;
-        let took_us = began.elapsed().as_micros() as u64;
+        let runs_since = self.guest.run().map_err(MigrationError::Here)?;
+        // The guest may have taken the processor away from this thread.
+        let runs_since = runs_since.unwrap_or_else(Instant::now);
+        let took_us = runs_since.saturating_duration_since(began).as_micros() as u64;
         // The source may be gone; the guest runs all the same.
         let _ = wire::send(&mut self.control, Kind::Running, 0, &Running { took_us });
         self.guest.announce();
         Ok(())
+    }
+
+    fn hear_commit(&mut self) -> Result<(), MigrationError> {
+        let (header, payload) = self.hear()?;
+        match header.kind {
+            Kind::Commit => Ok(()),
+            Kind::Abort => {
+                let why = wire::decode::<String>(&payload).unwrap_or_default();
+                Err(MigrationError::Refused(why))
+            }
+            other => {
+                let why = format!("{other:?} came where Commit was due");
+                Err(MigrationError::Protocol(why))
+            }
+        }
+    }
+
+    /// Until the source says something or is lost: has it handed the lease over without our hearing
+    /// of it?
+    fn lease_came_first(&mut self) -> Result<bool, MigrationError> {
+        loop {
+            let heard = self.control.speaks_within(WORD_PAUSE);
+            if heard.map_err(MigrationError::connection("hear from", &"the source"))? {
+                return Ok(false);
+            }
+            if let Some(Verdict::Done(_)) = self.guest.verdict() {
+                return Ok(true);
+            }
+        }
     }
 
     fn ask_the_lease(&mut self, error: MigrationError) -> Result<(), MigrationError> {

@@ -5,36 +5,72 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vmm_core::migration::{Phase, Progress};
+use vmm_core::control::Happening;
+use vmm_core::migration::{Phase, Progress, eta_ms};
 
 use super::MigrationError;
 use super::lifeline::Lifeline;
+use crate::events::Events;
 
 /// Whoever asked for a migration through the API looks at it within this, and as often.
 const LINGER_MAX: Duration = Duration::from_secs(1);
 const LINGER_POLL: Duration = Duration::from_millis(5);
+/// Whoever listens to events has to be written to before the process ends.
+const WRITE_OUT: Duration = Duration::from_millis(50);
 
 /// One migration, from outside.
 #[derive(Debug)]
 pub struct Watch {
-    progress: Mutex<Progress>,
+    inner: Mutex<Inner>,
+    /// Where its progress is told without being asked for.
+    events: Events,
     pub(super) sent_bytes: AtomicU64,
     pub(super) skipped_bytes: AtomicU64,
-    /// What sent and skipped bytes will be at the end of the round.
-    round_end_bytes: AtomicU64,
     pub(super) lifeline: Lifeline,
     begun: Instant,
     was_seen: AtomicBool,
     end_was_seen: AtomicBool,
 }
 
+#[derive(Debug)]
+struct Inner {
+    progress: Progress,
+    mark: Mark,
+}
+
+/// How things stood when the round began.
+#[derive(Debug)]
+struct Mark {
+    began: Instant,
+    sent_bytes: u64,
+    /// Sent and skipped.
+    done_bytes: u64,
+    /// The same at the end of the round.
+    end_bytes: u64,
+}
+
+impl Mark {
+    fn per_second(&self, bytes: u64) -> u64 {
+        let took_us = self.began.elapsed().as_micros().max(1) as u64;
+        bytes.saturating_mul(1_000_000) / took_us
+    }
+}
+
 impl Default for Watch {
     fn default() -> Self {
         Self {
-            progress: Mutex::new(Progress::begun()),
+            inner: Mutex::new(Inner {
+                progress: Progress::begun(),
+                mark: Mark {
+                    began: Instant::now(),
+                    sent_bytes: 0,
+                    done_bytes: 0,
+                    end_bytes: 0,
+                },
+            }),
+            events: Events::default(),
             sent_bytes: AtomicU64::new(0),
             skipped_bytes: AtomicU64::new(0),
-            round_end_bytes: AtomicU64::new(0),
             lifeline: Lifeline::default(),
             begun: Instant::now(),
             was_seen: AtomicBool::new(false),
@@ -44,12 +80,17 @@ impl Default for Watch {
 }
 
 impl Watch {
+    /// One whose progress is told to `events`.
+    pub fn told_to(events: Events) -> Self {
+        Self {
+            events,
+            ..Self::default()
+        }
+    }
+
     /// How far it is.
     pub fn progress(&self) -> Progress {
-        let mut progress = self.lock().clone();
-        progress.sent_bytes = self.sent_bytes.load(Ordering::Relaxed);
-        let end_bytes = self.round_end_bytes.load(Ordering::Relaxed);
-        progress.left_bytes = end_bytes.saturating_sub(self.done_bytes());
+        let progress = self.look();
         self.was_seen.store(true, Ordering::Release);
         if progress.phase == Phase::Done {
             self.end_was_seen.store(true, Ordering::Release);
@@ -57,9 +98,29 @@ impl Watch {
         progress
     }
 
+    fn look(&self) -> Progress {
+        let (sent_bytes, done_bytes) = (self.sent_bytes.load(Ordering::Relaxed), self.done_bytes());
+        let inner = self.lock();
+        let mut progress = inner.progress.clone();
+        let mark = &inner.mark;
+        progress.sent_bytes = sent_bytes;
+        progress.left_bytes = mark.end_bytes.saturating_sub(done_bytes);
+        if progress.round == 1 && progress.phase == Phase::Copying {
+            progress.rate = mark.per_second(sent_bytes - mark.sent_bytes);
+        }
+        // What is left out takes some time, too.
+        let through = mark.per_second(done_bytes - mark.done_bytes);
+        let rate = through.max(progress.rate);
+        progress.eta_ms = eta_ms(progress.left_bytes, rate, progress.dirty_rate);
+        progress
+    }
+
     /// Leave whoever watches the migration the time to see how it ended. One that nobody has
     /// looked at since it was asked for is not waited for any longer.
     pub fn wait_until_end_was_seen(&self) {
+        if self.events.are_heard() {
+            thread::sleep(WRITE_OUT);
+        }
         let watched = self.was_seen.load(Ordering::Acquire);
         let since = if watched { Instant::now() } else { self.begun };
         let give_up = since + LINGER_MAX;
@@ -79,13 +140,20 @@ impl Watch {
             progress.phase = Phase::Failed;
             progress.error = Some(error.to_string());
         });
+        self.tell();
     }
 
     /// A round over so many bytes of pages begins.
     pub(super) fn begin_round(&self, round: u32, bytes: u64) {
-        self.round_end_bytes
-            .store(self.done_bytes() + bytes, Ordering::Relaxed);
-        self.update(|progress| progress.round = round);
+        let (sent_bytes, done_bytes) = (self.sent_bytes.load(Ordering::Relaxed), self.done_bytes());
+        let mut inner = self.lock();
+        inner.progress.round = round;
+        inner.mark = Mark {
+            began: Instant::now(),
+            sent_bytes,
+            done_bytes,
+            end_bytes: done_bytes + bytes,
+        };
     }
 
     fn done_bytes(&self) -> u64 {
@@ -99,12 +167,18 @@ impl Watch {
             .fetch_add(skipped_bytes, Ordering::Relaxed);
     }
 
-    pub(super) fn update(&self, change: impl FnOnce(&mut Progress)) {
-        change(&mut self.lock());
+    /// Tell how far it is.
+    pub(super) fn tell(&self) {
+        self.events
+            .tell(Happening::Migration(Box::new(self.look())));
     }
 
-    fn lock(&self) -> MutexGuard<'_, Progress> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn update(&self, change: impl FnOnce(&mut Progress)) {
+        change(&mut self.lock().progress);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -122,5 +196,9 @@ mod tests {
         watch.begin_round(2, 30);
         let progress = watch.progress();
         assert_eq!((progress.round, progress.left_bytes), (2, 30));
+        // Nothing of this round is there yet, and no rate is known.
+        assert_eq!((progress.rate, progress.eta_ms), (0, None));
+        watch.count(10, 0);
+        assert!(watch.progress().eta_ms.is_some());
     }
 }

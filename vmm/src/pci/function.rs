@@ -44,6 +44,9 @@ pub trait PciFunction: Send {
     /// BARs may have moved, or decoding was switched: bring doorbells along.
     fn bars_changed(&mut self) {}
 
+    /// [`PciFunction::pause`] will be called soon: let everything that takes time begin.
+    fn ask_to_pause(&self) {}
+
     /// Stop everything that runs by itself; afterwards neither guest memory nor any
     /// backend is touched. Idempotent.
     fn pause(&mut self) {}
@@ -56,7 +59,8 @@ pub trait PciFunction: Send {
     /// Back to power-on; the root places the BARs. The function is not paused afterwards.
     fn reset(&mut self) {}
 
-    /// Copy the state; called while paused.
+    /// Copy the state; called while paused. As a draft also while running: queues may be anywhere
+    /// then.
     fn save(&self) -> FunctionState;
 
     /// Pour in what [`PciFunction::save`] copied; called while paused, on a function that

@@ -147,7 +147,11 @@ impl PciRoot {
     /// Quiesce every device: when this returns nothing but vCPUs touches guest memory, and
     /// no I/O is in flight.
     pub fn pause(&self) {
-        for function in &mut self.lock().slots {
+        let slots = &mut self.lock().slots;
+        for function in slots.iter() {
+            function.ask_to_pause();
+        }
+        for function in slots {
             function.pause();
         }
     }
@@ -173,7 +177,8 @@ impl PciRoot {
         }
     }
 
-    /// Copy the state of all devices; call between [`PciRoot::pause`] and resume.
+    /// Copy the state of all devices; call between [`PciRoot::pause`] and resume. Of devices that
+    /// run it is a draft: queues may be anywhere.
     pub fn save(&self) -> PciState {
         let bus = self.lock();
         PciState {

@@ -20,17 +20,18 @@ use std::io;
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::VcpuFd;
 
 use crate::bus::Buses;
 use crate::notice::Reports;
 use faults::{Faults, Statistics};
 use kick::ImmediateExit;
-use state::{StateError, VcpuState};
+use state::{Known, StateError, VcpuState};
 
 /// Stack of a processor's thread; the kernel backs only what is touched.
 const STACK_BYTES: usize = 512 << 10;
@@ -62,6 +63,9 @@ struct Shared {
     parked: Mutex<bool>,
     changed: Condvar,
     thread_id: AtomicI32,
+    known: Mutex<Known>,
+    /// When it last began to run.
+    began: Mutex<Option<Instant>>,
     /// How long to rest at the next interruption, in microseconds.
     rest_us: AtomicU64,
     exits: [AtomicU64; EXIT_NAMES.len()],
@@ -70,6 +74,10 @@ struct Shared {
 impl Shared {
     fn count(&self, exit: Exit) {
         self.exits[exit as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn set_parked(&self, parked: bool) {
@@ -82,6 +90,7 @@ impl Shared {
 enum Order {
     Run,
     Save(Sender<Result<VcpuState, StateError>>),
+    Identify(Vec<kvm_cpuid_entry2>, Sender<Result<(), StateError>>),
     Restore(Box<VcpuState>, Sender<Result<(), StateError>>),
     Quit,
 }
@@ -101,6 +110,7 @@ impl Vcpu {
     pub fn spawn(
         index: u32,
         mut fd: VcpuFd,
+        known: Known,
         buses: Arc<Buses>,
         reports: Reports,
     ) -> io::Result<Self> {
@@ -110,6 +120,8 @@ impl Vcpu {
             parked: Mutex::new(true),
             changed: Condvar::new(),
             thread_id: AtomicI32::new(0),
+            known: Mutex::new(known),
+            began: Mutex::new(None),
             rest_us: AtomicU64::new(0),
             exits: Default::default(),
         });
@@ -169,7 +181,7 @@ impl Vcpu {
     /// Interrupt it for a moment, as stopping it would; [`Vcpu::was_interrupted`] tells when it
     /// has noticed. Nothing happens to a parked one.
     pub fn interrupt(&self) {
-        self.rest(Duration::from_micros(1));
+        self.rest(run::NOTICE);
     }
 
     /// Has it noticed the last [`Vcpu::interrupt`]?
@@ -194,9 +206,25 @@ impl Vcpu {
         );
     }
 
+    /// When it last began to run, if it ever did.
+    pub fn began(&self) -> Option<Instant> {
+        let began = self.shared.began.lock();
+        *began.unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Begin to copy the state of this parked processor; the answer comes on `reply`.
     pub fn save(&self, reply: Sender<Result<VcpuState, StateError>>) {
         self.order(Order::Save(reply));
+    }
+
+    /// What it was told that it is.
+    pub fn cpuid(&self) -> Vec<kvm_cpuid_entry2> {
+        self.shared.known().cpuid.as_slice().to_vec()
+    }
+
+    /// Begin to tell this parked processor what it is; the answer comes on `reply`.
+    pub fn identify(&self, cpuid: Vec<kvm_cpuid_entry2>, reply: Sender<Result<(), StateError>>) {
+        self.order(Order::Identify(cpuid, reply));
     }
 
     /// Begin to pour a state into this parked processor; the answer comes on `reply`.

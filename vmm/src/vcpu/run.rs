@@ -1,10 +1,10 @@
 //! The thread of a processor: takes orders while parked, runs the guest until it must park.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
+use std::sync::{Arc, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
@@ -17,6 +17,9 @@ use crate::notice::{Notice, Reports};
 /// Returns from the guest that completing one access can take: KVM hands a wide access over
 /// in pieces of 8 bytes, and a string instruction a page at a time.
 const COMPLETIONS_MAX: u32 = 1024;
+
+/// So short a rest is none: it only shows that the interruption was noticed.
+pub(super) const NOTICE: Duration = Duration::from_micros(1);
 
 /// One that rests looks so often whether it must park.
 const REST_STEP: Duration = Duration::from_micros(500);
@@ -48,10 +51,15 @@ impl Runner {
             match order {
                 Order::Run => self.run(),
                 Order::Save(reply) => {
-                    let _ = reply.send(state::save(&self.fd));
+                    let _ = reply.send(state::save(&self.fd, &self.shared.known()));
+                }
+                Order::Identify(cpuid, reply) => {
+                    let known = &mut self.shared.known();
+                    let _ = reply.send(state::identify(&self.fd, known, &cpuid));
                 }
                 Order::Restore(state, reply) => {
-                    let _ = reply.send(state::restore(&self.fd, &state));
+                    let known = &mut self.shared.known();
+                    let _ = reply.send(state::restore(&self.fd, known, &state));
                 }
                 Order::Quit => return,
             }
@@ -64,6 +72,8 @@ impl Runner {
         // Tells the guest's watchdogs that time passed without them. A guest without kvmclock
         // has nothing to be told: EINVAL.
         let _ = self.fd.kvmclock_ctrl();
+        let began = self.shared.began.lock();
+        *began.unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         let mut ended = false;
         // The flag is looked at after the reset above: a request that came before it stays.
         while !ended && !self.shared.park.load(Ordering::SeqCst) {
@@ -85,6 +95,9 @@ impl Runner {
     fn rest(&self) {
         self.immediate_exit.clear();
         let mut left = Duration::from_micros(self.shared.rest_us.swap(0, Ordering::AcqRel));
+        if left == NOTICE {
+            return;
+        }
         while !left.is_zero() && !self.shared.park.load(Ordering::SeqCst) {
             let step = left.min(REST_STEP);
             thread::sleep(step);

@@ -1,12 +1,12 @@
 //! The state of a parked processor, and the order in which KVM takes it.
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state,
-    kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    CpuId, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
+    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{Kvm, VcpuFd};
 use serde::{Deserialize, Serialize};
-use std::sync::OnceLock;
+use std::sync::Arc;
 use vmm_sys_util::errno::Error as Errno;
 
 /// Layout of [`VcpuState`] as this file writes it.
@@ -91,17 +91,44 @@ fn kvm(act: &'static str) -> impl Fn(Errno) -> StateError {
     move |source| StateError::Kvm { act, source }
 }
 
+/// What is known of a processor without asking KVM.
+pub struct Known {
+    /// What it was told that it is. KVM adds what the guest has switched on, on the other side too.
+    pub cpuid: CpuId,
+    /// Its model-specific registers: those that KVM lists, less those that it does not give.
+    pub msrs: Arc<[u32]>,
+    /// Rate of its time-stamp counter; none where KVM does not say.
+    pub tsc_khz: Option<u32>,
+}
+
+impl Known {
+    /// Of a processor that was told `cpuid` and has not run; `msrs` are another's of its machine.
+    pub fn learn(
+        kvm_fd: &Kvm,
+        fd: &VcpuFd,
+        cpuid: CpuId,
+        msrs: Option<&Arc<[u32]>>,
+    ) -> Result<Self, StateError> {
+        let msrs = match msrs {
+            Some(msrs) => msrs.clone(),
+            None => readable_msrs(kvm_fd, fd)?,
+        };
+        Ok(Self {
+            cpuid,
+            msrs,
+            tsc_khz: fd.get_tsc_khz().ok().filter(|khz| *khz > 0),
+        })
+    }
+}
+
 /// Copy the state. `KVM_GET_MP_STATE` goes first: it delivers pending INIT and SIPI, which
 /// changes the rest.
-pub fn save(fd: &VcpuFd) -> Result<VcpuState, StateError> {
+pub fn save(fd: &VcpuFd, known: &Known) -> Result<VcpuState, StateError> {
     let mp_state = fd.get_mp_state().map_err(kvm("read the run state"))?;
-    let cpuid = fd
-        .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
-        .map_err(kvm("read the CPUID"))?;
     Ok(VcpuState {
         version: STATE_VERSION,
-        cpuid: cpuid.as_slice().to_vec(),
-        tsc_khz: fd.get_tsc_khz().ok().filter(|khz| *khz > 0),
+        cpuid: known.cpuid.as_slice().to_vec(),
+        tsc_khz: known.tsc_khz,
         mp_state,
         regs: fd.get_regs().map_err(kvm("read the registers"))?,
         sregs: fd.get_sregs().map_err(kvm("read the special registers"))?,
@@ -111,19 +138,33 @@ pub fn save(fd: &VcpuFd) -> Result<VcpuState, StateError> {
             .get_debug_regs()
             .map_err(kvm("read the debug registers"))?,
         lapic: fd.get_lapic().map_err(kvm("read the local APIC"))?,
-        msrs: save_msrs(fd)?,
+        msrs: read_msrs(fd, &known.msrs)?,
         events: fd.get_vcpu_events().map_err(kvm("read the events"))?,
     })
 }
 
+/// Tell the processor what it is, unless it knows: nothing else that is poured in takes as long.
+pub fn identify(
+    fd: &VcpuFd,
+    known: &mut Known,
+    cpuid: &[kvm_cpuid_entry2],
+) -> Result<(), StateError> {
+    if known.cpuid.as_slice() == cpuid {
+        return Ok(());
+    }
+    let cpuid = CpuId::from_entries(cpuid).map_err(|_| StateError::TooMany("leaves"))?;
+    fd.set_cpuid2(&cpuid).map_err(kvm("set the CPUID"))?;
+    known.cpuid = cpuid;
+    Ok(())
+}
+
 /// Pour a state in.
-pub fn restore(fd: &VcpuFd, state: &VcpuState) -> Result<(), StateError> {
+pub fn restore(fd: &VcpuFd, known: &mut Known, state: &VcpuState) -> Result<(), StateError> {
     if state.version != STATE_VERSION {
         return Err(StateError::Version(state.version));
     }
-    let cpuid = CpuId::from_entries(&state.cpuid).map_err(|_| StateError::TooMany("leaves"))?;
-    fd.set_cpuid2(&cpuid).map_err(kvm("set the CPUID"))?;
-    restore_tsc_rate(fd, state.tsc_khz)?;
+    identify(fd, known, &state.cpuid)?;
+    restore_tsc_rate(fd, known, state.tsc_khz)?;
     fd.set_mp_state(state.mp_state)
         .map_err(kvm("set the run state"))?;
     fd.set_regs(&state.regs).map_err(kvm("set the registers"))?;
@@ -141,43 +182,34 @@ pub fn restore(fd: &VcpuFd, state: &VcpuState) -> Result<(), StateError> {
     fd.set_lapic(&state.lapic)
         .map_err(kvm("set the local APIC"))?;
     // The local APIC forgets its deadline when it is set.
-    let deadline = state.msrs.iter().find(|(msr, _)| *msr == MSR_TSC_DEADLINE);
+    let is_deadline = |(msr, value): &&(u32, u64)| *msr == MSR_TSC_DEADLINE && *value != 0;
+    let deadline = state.msrs.iter().find(is_deadline);
     restore_msrs(fd, deadline.map(std::slice::from_ref).unwrap_or_default())?;
     fd.set_vcpu_events(&state.events)
         .map_err(kvm("set the events"))
 }
 
 /// Only a rate that differs is set: not every KVM can scale it.
-fn restore_tsc_rate(fd: &VcpuFd, wanted_khz: Option<u32>) -> Result<(), StateError> {
-    match wanted_khz {
-        Some(khz) if fd.get_tsc_khz().ok() != Some(khz) => fd
-            .set_tsc_khz(khz)
-            .map_err(kvm("set the rate of the time-stamp counter")),
-        _ => Ok(()),
-    }
-}
-
-/// The registers KVM lists, less those that it lists but does not give.
-static READABLE: OnceLock<Vec<u32>> = OnceLock::new();
-
-/// Learn which registers can be read, so that saving need not. Call it once, in peace.
-pub fn learn_msrs(kvm_fd: &Kvm, fd: &VcpuFd) -> Result<(), StateError> {
-    if READABLE.get().is_none() {
-        let list = kvm_fd
-            .get_msr_index_list()
-            .map_err(kvm("list the model-specific registers"))?;
-        let entries = read_msrs(fd, list.as_slice())?;
-        let _ = READABLE.set(entries.into_iter().map(|(msr, _)| msr).collect());
-    }
+fn restore_tsc_rate(
+    fd: &VcpuFd,
+    known: &mut Known,
+    wanted_khz: Option<u32>,
+) -> Result<(), StateError> {
+    let Some(khz) = wanted_khz.filter(|khz| known.tsc_khz != Some(*khz)) else {
+        return Ok(());
+    };
+    fd.set_tsc_khz(khz)
+        .map_err(kvm("set the rate of the time-stamp counter"))?;
+    known.tsc_khz = Some(khz);
     Ok(())
 }
 
-fn save_msrs(fd: &VcpuFd) -> Result<Vec<(u32, u64)>, StateError> {
-    if READABLE.get().is_none() {
-        let kvm_fd = Kvm::new().map_err(kvm("list the model-specific registers"))?;
-        learn_msrs(&kvm_fd, fd)?;
-    }
-    read_msrs(fd, READABLE.get().map_or(&[], Vec::as_slice))
+fn readable_msrs(kvm_fd: &Kvm, fd: &VcpuFd) -> Result<Arc<[u32]>, StateError> {
+    let list = kvm_fd
+        .get_msr_index_list()
+        .map_err(kvm("list the model-specific registers"))?;
+    let entries = read_msrs(fd, list.as_slice())?;
+    Ok(entries.into_iter().map(|(msr, _)| msr).collect())
 }
 
 /// KVM stops at the first register that it cannot read; step over it.

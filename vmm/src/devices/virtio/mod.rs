@@ -90,6 +90,9 @@ pub trait VirtioDevice: Send {
     /// Take the queues and begin to serve them.
     fn start(&mut self, activation: Activation) -> io::Result<()>;
 
+    /// [`VirtioDevice::stop`] will be called soon: let everything that takes time begin.
+    fn ask_to_stop(&self) {}
+
     /// Stop serving, finish or put back what is in flight, return the queues as they now
     /// stand. Returns an empty list when the device was not running. After it returns the
     /// device touches neither guest memory nor its backend.
@@ -98,7 +101,7 @@ pub trait VirtioDevice: Send {
     /// The device back to its state at power-on; called while stopped.
     fn reset(&mut self) {}
 
-    /// Copy the device-specific state; called while stopped. Versioned by the device.
+    /// Copy the device-specific state; called while stopped, or for a draft. Versioned by the device.
     fn save(&self) -> Vec<u8>;
 
     /// Pour in a state that [`VirtioDevice::save`] produced; called while stopped.

@@ -66,6 +66,10 @@ impl VirtioDevice for Rng {
         Ok(())
     }
 
+    fn ask_to_stop(&self) {
+        self.worker.iter().for_each(Worker::ask_to_stop);
+    }
+
     fn stop(&mut self) -> Vec<ActiveQueue> {
         self.worker
             .take()

@@ -4,7 +4,6 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use tracing::{debug, error};
@@ -12,6 +11,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::ActiveQueue;
 use crate::memory::GuestMemory;
+use crate::threads::{self, Task};
 
 /// What a queue's server wants after a pass over the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +52,7 @@ impl Stopping {
 
 /// A running queue thread.
 pub struct Worker {
-    thread: JoinHandle<ActiveQueue>,
+    task: Task<ActiveQueue>,
     stop: EventFd,
     stopping: Arc<AtomicBool>,
 }
@@ -69,12 +69,12 @@ impl Worker {
         let stopped = stop.try_clone()?;
         let stopping = Arc::new(AtomicBool::new(false));
         let flag = Stopping(stopping.clone());
-        let thread = thread::Builder::new().name(name).spawn(move || {
+        let task = threads::spawn(name, move || {
             run(&mut queue, &memory, &mut server, &stopped, &flag);
             queue
         })?;
         Ok(Self {
-            thread,
+            task,
             stop,
             stopping,
         })
@@ -89,7 +89,7 @@ impl Worker {
     /// Stop the thread and take its queue back, nothing in flight. `None` if it panicked.
     pub fn stop(self) -> Option<ActiveQueue> {
         self.ask_to_stop();
-        self.thread.join().ok()
+        self.task.join()
     }
 }
 

@@ -22,7 +22,6 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use tracing::{debug, error, warn};
@@ -36,6 +35,7 @@ use crate::devices::virtio::completions::Completions;
 use crate::devices::virtio::worker::wait;
 use crate::devices::virtio::{ActiveQueue, QueueInterrupt};
 use crate::memory::GuestMemory;
+use crate::threads::{self, Task};
 
 /// Most threads per queue, and so most requests of a queue under way.
 pub(super) const MAX_THREADS: usize = 16;
@@ -72,7 +72,7 @@ pub(super) struct Ring {
     /// Requests that were taken before and not carried out.
     parked: VecDeque<u16>,
     unsignalled_since: Option<Instant>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<Task<()>>,
     listening: bool,
     sleeping: usize,
     /// Sleepers that have been told to wake up and have not yet.
@@ -158,9 +158,7 @@ impl Shared {
     /// Add a thread to the crew.
     fn enlist(this: &Arc<Self>, ring: &mut Ring) -> io::Result<()> {
         let shared = this.clone();
-        let thread = thread::Builder::new()
-            .name(this.name.clone())
-            .spawn(move || serve(&shared))?;
+        let thread = threads::spawn(this.name.clone(), move || serve(&shared))?;
         ring.threads.push(thread);
         Ok(())
     }

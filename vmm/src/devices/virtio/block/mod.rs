@@ -166,10 +166,12 @@ impl VirtioDevice for Block {
         Ok(())
     }
 
+    fn ask_to_stop(&self) {
+        self.crews.iter().for_each(Crew::ask_to_stop);
+    }
+
     fn stop(&mut self) -> Vec<ActiveQueue> {
-        for crew in &self.crews {
-            crew.ask_to_stop();
-        }
+        self.ask_to_stop();
         let mut queues = Vec::new();
         for crew in self.crews.drain(..) {
             if let Some((queue, parked)) = crew.stop() {

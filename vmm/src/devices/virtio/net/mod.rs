@@ -1,6 +1,7 @@
 //! Network device (virtio 1.2 §5.1) on a tap: one receive and one transmit queue, a thread
 //! each, checksums and TCP segmentation passed through to the host's kernel.
 
+mod addresses;
 mod announce;
 mod receive;
 mod transmit;
@@ -18,6 +19,7 @@ use virtio_bindings::virtio_net::{
 };
 use vmm_core::mac::Mac;
 
+use self::addresses::{Address, Addresses};
 use self::announce::Announcer;
 use super::tap::{Offloads, Tap};
 use super::worker::Worker;
@@ -26,7 +28,8 @@ use crate::codec;
 
 const RECEIVE: u16 = 0;
 const QUEUE_SIZES: [u16; 2] = [256, 256];
-const STATE_VERSION: u16 = 1;
+/// Version 1 had no addresses.
+const STATE_VERSION: u16 = 2;
 
 /// What a network device has done so far. Directions as the guest sees them.
 #[derive(Debug, Default)]
@@ -49,6 +52,7 @@ pub struct Net {
     mac: Mac,
     tap: Tap,
     counters: Arc<NetCounters>,
+    addresses: Addresses,
     workers: Vec<Worker>,
     announcer: Option<Announcer>,
 }
@@ -57,6 +61,20 @@ pub struct Net {
 struct State {
     version: u16,
     mac: [u8; 6],
+    addresses: Vec<Address>,
+}
+
+impl State {
+    fn decode(bytes: &[u8]) -> io::Result<Self> {
+        codec::decode(bytes).or_else(|error| match codec::decode::<(u16, [u8; 6])>(bytes) {
+            Ok((1, mac)) => Ok(Self {
+                version: STATE_VERSION,
+                mac,
+                addresses: Vec::new(),
+            }),
+            _ => Err(error),
+        })
+    }
 }
 
 impl Net {
@@ -67,6 +85,7 @@ impl Net {
             mac,
             tap,
             counters: Arc::default(),
+            addresses: Addresses::default(),
             workers: Vec::new(),
             announcer: None,
         }
@@ -86,7 +105,12 @@ impl Net {
             Worker::spawn(name, queue, memory, server)?
         } else {
             let name = format!("{}-tx", self.name);
-            Worker::spawn(name, queue, memory, transmit::Server::new(tap, counters))?
+            let speaker = transmit::Speaker {
+                mac: self.mac,
+                addresses: self.addresses.clone(),
+            };
+            let server = transmit::Server::new(tap, counters, speaker);
+            Worker::spawn(name, queue, memory, server)?
         };
         self.workers.push(worker);
         Ok(())
@@ -150,11 +174,18 @@ impl VirtioDevice for Net {
         Ok(())
     }
 
+    fn reset(&mut self) {
+        // Whatever boots now may have others.
+        self.addresses.set(&[]);
+    }
+
+    fn ask_to_stop(&self) {
+        self.workers.iter().for_each(Worker::ask_to_stop);
+    }
+
     fn stop(&mut self) -> Vec<ActiveQueue> {
         self.announcer = None;
-        for worker in &self.workers {
-            worker.ask_to_stop();
-        }
+        self.ask_to_stop();
         self.workers.drain(..).filter_map(Worker::stop).collect()
     }
 
@@ -162,14 +193,16 @@ impl VirtioDevice for Net {
         codec::encode(&State {
             version: STATE_VERSION,
             mac: self.mac.0,
+            addresses: self.addresses.all(),
         })
         .expect("a few bytes are below the codec limit")
     }
 
     fn restore(&mut self, state: &[u8]) -> io::Result<()> {
-        let state: State = codec::decode(state)?;
+        let state = State::decode(state)?;
         codec::check_version("network card", state.version, STATE_VERSION)?;
         if state.mac == self.mac.0 {
+            self.addresses.set(&state.addresses);
             return Ok(());
         }
         Err(io::Error::new(
@@ -186,6 +219,7 @@ impl VirtioDevice for Net {
         self.announcer = Some(Announcer::start(
             &self.name,
             self.mac,
+            &self.addresses.all(),
             self.tap.try_clone()?,
         )?);
         Ok(())

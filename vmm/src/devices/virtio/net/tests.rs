@@ -8,7 +8,7 @@ use super::super::testing::{
     BUFFERS_AT, Guest, Piece, hostile_ring, plain_memory, readable, wait_for, writable,
 };
 use super::super::worker::{Serve, Stopping};
-use super::announce::{ROUNDS, reverse_arp};
+use super::announce::{ROUNDS, gratuitous_arp, reverse_arp};
 use super::*;
 
 const MAC: Mac = Mac([0x52, 0x54, 0, 1, 2, 3]);
@@ -151,9 +151,27 @@ fn useless_receive_buffers_come_back_empty() {
     assert_eq!(guest.used_element(0, 3), (3, 72));
 }
 
+/// The guest asks who has an address, as guests do before they speak to it.
+fn asks(guest: &mut Guest, wire: &UnixDatagram, own: [u8; 4]) {
+    let mut packet = gratuitous_arp(MAC, own);
+    packet[12 + 38..12 + 42].copy_from_slice(&[10, 0, 0, 1]);
+    guest
+        .memory
+        .write_slice(&packet, GuestAddress(BUFFERS_AT))
+        .unwrap();
+    let head = readable(BUFFERS_AT, 12);
+    guest.request(
+        TX,
+        &[head, readable(BUFFERS_AT + 12, packet.len() as u32 - 12)],
+    );
+    assert_eq!(receive(wire), packet);
+}
+
 #[test]
 fn an_arrival_is_announced_a_bounded_number_of_times() {
     let (mut guest, wire) = guest(ALL);
+    let own = [10, 0, 0, 7];
+    asks(&mut guest, &wire, own);
     guest.root.announce().unwrap();
     for _ in 0..ROUNDS {
         let packet = receive(&wire);
@@ -162,6 +180,14 @@ fn an_arrival_is_announced_a_bounded_number_of_times() {
             packet[12..24],
             [255, 255, 255, 255, 255, 255, 0x52, 0x54, 0, 1, 2, 3]
         );
+        let packet = receive(&wire);
+        assert_eq!(packet, gratuitous_arp(MAC, own));
+        // An ARP request for the address that its sender has, in Ethernet (RFC 5227 §3).
+        let arp = [
+            8, 6, 0, 1, 8, 0, 6, 4, 0, 1, 0x52, 0x54, 0, 1, 2, 3, 10, 0, 0, 7,
+        ];
+        assert_eq!(packet[24..44], arp);
+        assert_eq!(packet[50..54], own);
     }
     guest.root.announce().unwrap();
     receive(&wire);
@@ -182,6 +208,31 @@ fn an_arrival_is_announced_a_bounded_number_of_times() {
     assert_eq!(receive(&wire), packet);
 }
 
+#[test]
+fn addresses_travel_and_a_state_of_version_1_has_none() {
+    let net = || {
+        Net::new(
+            "net0",
+            MAC,
+            Tap::fake(UnixDatagram::pair().unwrap().0.into()),
+        )
+    };
+    let (source, mut target) = (net(), net());
+    source.addresses.set(&[[10, 0, 0, 7]]);
+    target.restore(&source.save()).unwrap();
+    assert_eq!(target.addresses.all(), [[10, 0, 0, 7]]);
+    target
+        .restore(&codec::encode(&(1u16, MAC.0)).unwrap())
+        .unwrap();
+    assert_eq!(target.addresses.all(), [[0u8; 4]; 0]);
+    for other in [
+        codec::encode(&(3u16, MAC.0)),
+        codec::encode(&(1u16, [9u8; 6])),
+    ] {
+        target.restore(&other.unwrap()).unwrap_err();
+    }
+}
+
 proptest! {
     #[test]
     fn hostile_rings_are_survived(
@@ -200,7 +251,11 @@ proptest! {
         let mut server = receive::Server::new(tap.try_clone().unwrap(), Arc::default(), mergeable);
         server.serve(&mut queue, &memory, &Stopping::never());
         let mut queue = ring.install(&memory);
-        let mut server = transmit::Server::new(tap, Arc::default());
+        let speaker = transmit::Speaker {
+            mac: MAC,
+            addresses: Addresses::default(),
+        };
+        let mut server = transmit::Server::new(tap, Arc::default(), speaker);
         server.serve(&mut queue, &memory, &Stopping::never());
     }
 }

@@ -7,29 +7,41 @@ use std::time::Duration;
 use tracing::debug;
 use virtio_queue::{QueueOwnedT, QueueT};
 
+use super::addresses::{ARP_BYTES, Addresses};
 use super::{NetCounters, count};
 use crate::devices::virtio::ActiveQueue;
-use crate::devices::virtio::chain::{Buffers, Table, total};
+use crate::devices::virtio::chain::{Buffers, Slice, Table, total};
 use crate::devices::virtio::completions::Completions;
 use crate::devices::virtio::tap::{HEADER_BYTES, MAX_PACKET_BYTES, Tap};
 use crate::devices::virtio::worker::{Next, Serve, Stopping};
 use crate::memory::GuestMemory;
+use vmm_core::mac::Mac;
 
 const ETHERNET_HEADER_BYTES: usize = 14;
+/// Shorter ones are padded; ARP is.
+const ETHERNET_FRAME_BYTES_MIN: usize = 60;
 /// How soon a full tap is tried again.
 const FULL_RETRY: Duration = Duration::from_millis(1);
+
+/// Who sends.
+pub(super) struct Speaker {
+    pub mac: Mac,
+    pub addresses: Addresses,
+}
 
 pub(super) struct Server {
     tap: Tap,
     counters: Arc<NetCounters>,
+    speaker: Speaker,
     completions: Completions,
 }
 
 impl Server {
-    pub(super) fn new(tap: Tap, counters: Arc<NetCounters>) -> Self {
+    pub(super) fn new(tap: Tap, counters: Arc<NetCounters>, speaker: Speaker) -> Self {
         Self {
             tap,
             counters,
+            speaker,
             completions: Completions::default(),
         }
     }
@@ -76,6 +88,17 @@ impl Server {
         }
     }
 
+    /// A short frame may say which addresses the guest has.
+    fn listen(&self, pieces: &[Slice<'_>]) {
+        let mut frame = [0; HEADER_BYTES + ARP_BYTES];
+        let mut at = 0;
+        for piece in pieces {
+            at += piece.copy_to(&mut frame[at..]);
+        }
+        let Speaker { mac, addresses } = &self.speaker;
+        addresses.see(*mac, &frame[HEADER_BYTES..at.max(HEADER_BYTES)]);
+    }
+
     fn send(&self, buffers: &Buffers) -> io::Result<usize> {
         let bytes = total(&buffers.readable);
         if !(HEADER_BYTES + ETHERNET_HEADER_BYTES..=MAX_PACKET_BYTES).contains(&bytes) {
@@ -93,6 +116,9 @@ impl Server {
                 iov_len: guard.len(),
             })
             .collect();
+        if bytes <= HEADER_BYTES + ETHERNET_FRAME_BYTES_MIN {
+            self.listen(&buffers.readable);
+        }
         // SAFETY: the guards keep the guest memory behind every piece mapped.
         unsafe { self.tap.send(&pieces) }
     }

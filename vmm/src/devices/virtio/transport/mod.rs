@@ -321,6 +321,10 @@ impl PciFunction for VirtioPci {
         self.bells_at = now;
     }
 
+    fn ask_to_pause(&self) {
+        self.device.ask_to_stop();
+    }
+
     fn pause(&mut self) {
         self.stop();
         self.paused = true;

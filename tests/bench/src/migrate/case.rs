@@ -3,14 +3,6 @@
 /// The guest's memory.
 pub const MEMORY_MIB: u64 = 2048;
 
-/// One thing that a guest may be doing.
-pub struct Case {
-    /// Its name in tables.
-    pub name: &'static str,
-    /// The probe's settings.
-    pub settings: &'static str,
-}
-
 /// Gaps shorter than this are the machine's own noise.
 macro_rules! settings {
     ($settings:literal) => {
@@ -18,22 +10,43 @@ macro_rules! settings {
     };
 }
 
+/// One thing that a guest may be doing.
+pub struct Case {
+    /// Its name in tables.
+    pub name: &'static str,
+    /// The probe's settings.
+    pub settings: &'static str,
+    /// An operator has paused it: nothing takes processors from the copying.
+    pub at_rest: bool,
+}
+
+/// What the data path does by itself.
+pub const AT_REST: Case = Case {
+    name: "1 GiB, at rest",
+    settings: settings!("fill_mib=1024"),
+    at_rest: true,
+};
+
 /// From nothing to do to the worst.
 pub const CASES: [Case; 4] = [
     Case {
         name: "untouched",
         settings: settings!(""),
+        at_rest: false,
     },
     Case {
         name: "1 GiB, 4 MiB hot",
         settings: settings!("fill_mib=1024 hot_mib=4 rate_mib_s=50"),
+        at_rest: false,
     },
     Case {
         name: "1 GiB, 256 MiB at 500 MB/s",
         settings: settings!("fill_mib=1024 hot_mib=256 rate_mib_s=477"),
+        at_rest: false,
     },
     Case {
         name: "1 GiB, 512 MiB at full speed",
         settings: settings!("fill_mib=1024 hot_mib=512 rate_mib_s=max"),
+        at_rest: false,
     },
 ];

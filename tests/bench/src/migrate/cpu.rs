@@ -2,26 +2,51 @@
 
 use std::fs;
 use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Processor time that `pid` has used, less that of the threads whose names say that they are
 /// the guest's processors. Threads that have ended count.
 pub fn without_guest(pid: u32, is_vcpu: fn(&str) -> bool) -> io::Result<Duration> {
-    let whole = ticks(&fs::read_to_string(format!("/proc/{pid}/stat"))?)?;
-    let mut guest = 0;
-    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let path = task?.path();
-        // A thread may end while we look.
-        let Ok(stat) = fs::read_to_string(path.join("stat")) else {
-            continue;
-        };
-        if name(&stat).is_some_and(is_vcpu) {
-            guest += ticks(&stat)?;
+    Ok(whole(pid)?.saturating_sub(Processors::of(pid, is_vcpu)?.used()))
+}
+
+/// Processor time that `pid` has used, also when it has ended and nobody has waited for it.
+pub fn whole(pid: u32) -> io::Result<Duration> {
+    Ok(time(ticks(&fs::read_to_string(format!(
+        "/proc/{pid}/stat"
+    ))?)?))
+}
+
+/// The threads that are a guest's processors.
+pub struct Processors(Vec<PathBuf>);
+
+impl Processors {
+    /// Those of `pid`, which are told by their names.
+    pub fn of(pid: u32, is_vcpu: fn(&str) -> bool) -> io::Result<Processors> {
+        let mut stats = Vec::new();
+        for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let path = task?.path().join("stat");
+            // A thread may end while we look.
+            let stat = fs::read_to_string(&path).unwrap_or_default();
+            if name(&stat).is_some_and(is_vcpu) {
+                stats.push(path);
+            }
         }
+        Ok(Processors(stats))
     }
+
+    /// Processor time that those have used that live.
+    pub fn used(&self) -> Duration {
+        let stats = self.0.iter().map(fs::read_to_string);
+        let ticks = stats.map(|stat| ticks(&stat.unwrap_or_default()).unwrap_or(0));
+        time(ticks.sum())
+    }
+}
+
+fn time(ticks: u64) -> Duration {
     let per_second = rustix::param::clock_ticks_per_second();
-    let seconds = whole.saturating_sub(guest) as f64 / per_second as f64;
-    Ok(Duration::from_secs_f64(seconds))
+    Duration::from_secs_f64(ticks as f64 / per_second as f64)
 }
 
 fn name(stat: &str) -> Option<&str> {

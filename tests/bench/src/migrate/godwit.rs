@@ -29,15 +29,16 @@ pub fn run(vmm: &Path, connections: u32, kernel: &Path, case: &Case) -> Result<M
     let guest = Guest::find(source.id(), MEMORY_MIB)?;
     guest.wait_running()?;
     let warm = Warm::take(WARM_MIB).map_err(|error| format!("cannot take memory: {error}"))?;
-    let (target, to) = start_target(vmm)?;
-    let ids = [source.id(), target.id()];
-    let cpu_s = || -> Result<f64, String> {
-        ids.iter().try_fold(0.0, |sum, id| {
-            let used = cpu::without_guest(*id, is_vcpu);
-            used.map(|used| sum + used.as_secs_f64())
-                .map_err(|error| format!("cannot read its processor time: {error}"))
-        })
-    };
+    let (target, to) = start_target(vmm, &dir.path().join("target"))?;
+    if case.at_rest {
+        request(&socket, "PUT", "/v1/pause", None)?.body()?;
+    }
+    // The source ends by itself: what its processors have used is looked at as long as they live.
+    let no_cpu = |error| format!("cannot read its processor time: {error}");
+    let whole_s = |id| cpu::whole(id).map(|used| used.as_secs_f64());
+    let processors = cpu::Processors::of(source.id(), is_vcpu).map_err(no_cpu)?;
+    let mut processors_s = processors.used().as_secs_f64();
+    let before_s = whole_s(source.id()).map_err(no_cpu)? - processors_s;
     let wish = Migrate {
         to,
         connections,
@@ -51,16 +52,14 @@ pub fn run(vmm: &Path, connections: u32, kernel: &Path, case: &Case) -> Result<M
         dry_run: false,
     };
     let body = serde_json::to_vec(&wish).map_err(|error| error.to_string())?;
-    let cpu_before_s = cpu_s()?;
     let since_ns = guest.report()?.now_ns();
     drop(warm);
     let began = Instant::now();
     request(&socket, "PUT", PATH, Some(&body))?;
-    let mut cpu_after_s;
     let mut trace = Vec::new();
-    let summary = loop {
+    let (rate, summary) = loop {
         std::thread::sleep(LOOK_EVERY);
-        cpu_after_s = cpu_s()?;
+        processors_s = processors.used().as_secs_f64().max(processors_s);
         let progress: Progress =
             serde_json::from_slice(&request(&socket, "GET", PATH, None)?.body()?)
                 .map_err(|error| format!("a damaged answer: {error}"))?;
@@ -69,13 +68,19 @@ pub fn run(vmm: &Path, connections: u32, kernel: &Path, case: &Case) -> Result<M
             return Err(error);
         }
         if let (Phase::Done, Some(summary)) = (progress.phase, progress.summary) {
-            break summary;
+            // A guest at rest needs one round.
+            break (progress.rate, summary);
         }
         if began.elapsed() > LIMIT {
             return Err("it does not end".to_owned());
         }
     };
     let total_ms = began.elapsed().as_secs_f64() * 1000.0;
+    let source_s = whole_s(source.id()).map_err(no_cpu)? - processors_s - before_s;
+    let target_s = cpu::without_guest(target.id(), is_vcpu).map_err(no_cpu)?;
+    if case.at_rest {
+        request(&dir.path().join("target"), "PUT", "/v1/resume", None)?.body()?;
+    }
     let arrived = Guest::find(target.id(), MEMORY_MIB)?;
     let report = arrived.report_on_arrival()?;
     arrived.verify()?;
@@ -84,7 +89,9 @@ pub fn run(vmm: &Path, connections: u32, kernel: &Path, case: &Case) -> Result<M
         blackout_ms: Guest::blackout_ns(&report, since_ns) as f64 / 1e6,
         longest_gap_ms: report.longest_gap_since_ns(since_ns) as f64 / 1e6,
         sent_mib: summary.sent_bytes as f64 / f64::from(1 << 20),
-        cpu_s: cpu_after_s - cpu_before_s,
+        bulk_mib_s: rate as f64 / f64::from(1 << 20),
+        cpu_s: source_s + target_s.as_secs_f64(),
+        steps: Some(summary.steps),
         predicted_ms: summary.predicted_blackout_us as f64 / 1000.0,
         trace,
     })
@@ -100,9 +107,10 @@ fn start_source(vmm: &Path, kernel: &Path, socket: &Path, case: &Case) -> Result
 }
 
 /// The target, and where it listens.
-fn start_target(vmm: &Path) -> Result<(Running, String), String> {
+fn start_target(vmm: &Path, socket: &Path) -> Result<(Running, String), String> {
     let mut command = Command::new(vmm);
     command.args(["receive", "--console", "off", "--listen", "127.0.0.1:0"]);
+    command.arg("--api-socket").arg(socket);
     let mut target = Running(start(command.stderr(Stdio::piped()))?);
     let mut line = String::new();
     let stderr = target.take_stderr().ok_or("no standard error")?;

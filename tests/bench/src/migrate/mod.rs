@@ -8,18 +8,20 @@ pub mod guest;
 mod plot;
 mod qemu;
 mod reference;
+mod throughput;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use thiserror::Error;
+use vmm_core::migration::Steps;
 
 use crate::stats::Sample;
 use crate::table::Table;
-use case::{CASES, Case, MEMORY_MIB};
+use case::{AT_REST, CASES, Case, MEMORY_MIB};
 use plot::{Plot, Point};
-use reference::{Reference, Warm};
+use reference::Warm;
 
 /// Runs of each peer in each case, unless told otherwise.
 pub const DEFAULT_RUNS: u32 = 3;
@@ -60,8 +62,12 @@ struct Moved {
     /// What the source had predicted of the blackout.
     predicted_ms: f64,
     sent_mib: f64,
+    /// MiB/s of the first round, where that is told.
+    bulk_mib_s: f64,
     /// Of both processes, without the guest's processors.
     cpu_s: f64,
+    /// Where the blackout went, where that is told.
+    steps: Option<Steps>,
     /// How it went, where that is told.
     trace: Vec<Point>,
 }
@@ -74,6 +80,8 @@ struct Samples {
     predicted_ms: Sample,
     sent_mib: Sample,
     cpu_s: Sample,
+    /// In the order of [`Steps`].
+    steps_us: [Sample; 6],
 }
 
 impl Samples {
@@ -84,6 +92,32 @@ impl Samples {
         self.predicted_ms.push(moved.predicted_ms);
         self.sent_mib.push(moved.sent_mib);
         self.cpu_s.push(moved.cpu_s);
+        let Some(steps) = moved.steps else {
+            return;
+        };
+        let Steps {
+            stop_us,
+            memory_us,
+            save_us,
+            pour_us,
+            commit_us,
+            start_us,
+        } = steps;
+        let all = [stop_us, memory_us, save_us, pour_us, commit_us, start_us];
+        for (sample, us) in self.steps_us.iter_mut().zip(all) {
+            sample.push(us as f64);
+        }
+    }
+
+    /// Where the blackout went.
+    fn words(&self, case: &Case) -> String {
+        let [stop, memory, save, pour, commit, start] =
+            [0, 1, 2, 3, 4, 5].map(|step| self.steps_us[step].median());
+        format!(
+            "\n{}: stop {stop:.0}, memory {memory:.0}, save {save:.0}, pour {pour:.0}, \
+             commit {commit:.0}, start {start:.0} us of the blackout as the source saw it\n",
+            case.name
+        )
     }
 }
 
@@ -174,10 +208,8 @@ pub fn run(wish: Wish) -> Result<String, MigrateError> {
             Err(why) => text = format!("SKIPPED: QEMU: {why}\n\n"),
         }
     }
-    let wanted = |case: &&Case| {
-        let only = wish.only.as_deref().unwrap_or_default();
-        case.name.contains(only)
-    };
+    let only = wish.only.as_deref().unwrap_or_default();
+    let wanted = |case: &&Case| case.name.contains(only);
     let title = format!(
         "Migration: the probe with {MEMORY_MIB} MiB over loopback, median of {} runs, in turn",
         wish.runs
@@ -195,9 +227,13 @@ pub fn run(wish: Wish) -> Result<String, MigrateError> {
             kernel.path(),
         )?);
     }
-    text += &table.to_string();
+    if CASES.iter().any(|case| wanted(&case)) {
+        text += &table.to_string();
+    }
     text += &notes.concat();
-    text += &Reference::measure(wish.connections).to_string();
+    if wanted(&&AT_REST) {
+        text += &throughput::table(wish.runs, wish.connections, &movers, kernel.path())?;
+    }
     if let Some(path) = &wish.plot {
         let shown = path.display();
         std::fs::write(path, plot.svg()).map_err(io_error(format!("write {shown}")))?;
@@ -246,6 +282,7 @@ fn rows(
         }
     }
     let ours = &samples[0];
+    notes.push(ours.words(case));
     for (mover, sample) in movers.iter().zip(&samples) {
         let ratio =
             |sample: &Sample, ours: &Sample| format!("{:.1}x", sample.median() / ours.median());

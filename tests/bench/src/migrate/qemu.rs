@@ -55,6 +55,9 @@ pub fn run(multifd: Option<u32>, kernel: &Path, case: &Case) -> Result<Moved, St
         .as_str()
         .ok_or_else(|| format!("the target does not say where it listens: {listening}"))?;
     let uri = format!("tcp:127.0.0.1:{port}");
+    if case.at_rest {
+        source.call("stop", &json!({}))?;
+    }
     let cpu_before_s = cpu_s(&source)? + cpu_s(&target)?;
     let since_ns = guest.report()?.now_ns();
     drop(warm);
@@ -72,6 +75,9 @@ pub fn run(multifd: Option<u32>, kernel: &Path, case: &Case) -> Result<Moved, St
     };
     let total_ms = began.elapsed().as_secs_f64() * 1000.0;
     let cpu_after_s = cpu_s(&source)? + cpu_s(&target)?;
+    if case.at_rest {
+        target.call("cont", &json!({}))?;
+    }
     wait("the target to run", || {
         let status = target.call("query-status", &json!({}))?;
         Ok((status["running"] == json!(true)).then_some(()))
@@ -84,7 +90,9 @@ pub fn run(multifd: Option<u32>, kernel: &Path, case: &Case) -> Result<Moved, St
         blackout_ms: Guest::blackout_ns(&report, since_ns) as f64 / 1e6,
         longest_gap_ms: report.longest_gap_since_ns(since_ns) as f64 / 1e6,
         sent_mib: ended["ram"]["transferred"].as_f64().unwrap_or(f64::NAN) / f64::from(1 << 20),
+        bulk_mib_s: f64::NAN,
         cpu_s: cpu_after_s - cpu_before_s,
+        steps: None,
         // It promises its limit and no more.
         predicted_ms: f64::from(DOWNTIME_LIMIT_MS),
         trace: Vec::new(),

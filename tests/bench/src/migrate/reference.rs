@@ -1,7 +1,6 @@
 //! What the machine can do at best in the same minute: loopback TCP and copying memory.
 
 use std::ffi::c_void;
-use std::fmt;
 use std::hint::black_box;
 use std::io::{self, BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -31,14 +30,43 @@ impl Warm {
         let access = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping at no fixed address touches nothing that exists.
         let start = unsafe { mmap_anonymous(null_mut(), bytes, access, MapFlags::PRIVATE) }?;
-        let warm = Warm { start, bytes };
-        // SAFETY: the range is the mapping just made; neither advice changes its content. A
-        // kernel without transparent huge pages refuses the first, which costs time only.
-        unsafe {
-            let _ = madvise(start, bytes, Advice::LinuxHugepage);
-            madvise(start, bytes, Advice::LinuxPopulateWrite)?;
-        }
+        let mut warm = Warm { start, bytes };
+        // SAFETY: the range is the mapping just made, whose content the advice does not change. A
+        // kernel without transparent huge pages refuses it, which costs time only.
+        let _ = unsafe { madvise(start, bytes, Advice::LinuxHugepage) };
+        Warm::populate(warm.bytes_mut())?;
         Ok(warm)
+    }
+
+    /// Touch all of `memory`, which lies in whole pages.
+    pub fn populate(memory: &mut [u8]) -> io::Result<()> {
+        // SAFETY: the range is memory that is ours alone; its content does not change.
+        let done = unsafe {
+            madvise(
+                memory.as_mut_ptr().cast(),
+                memory.len(),
+                Advice::LinuxPopulateWrite,
+            )
+        };
+        Ok(done?)
+    }
+
+    /// Let the machine have it back; it is made anew when it is touched.
+    pub fn give_back(&mut self) -> io::Result<()> {
+        // SAFETY: the mapping is ours alone, private and anonymous: it reads as zero afterwards.
+        Ok(unsafe { madvise(self.start, self.bytes, Advice::LinuxDontNeed) }?)
+    }
+
+    /// Its content.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: the mapping is as long as this, and lives as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.start.cast(), self.bytes) }
+    }
+
+    /// The same, to be changed.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and nobody else looks into it.
+        unsafe { std::slice::from_raw_parts_mut(self.start.cast(), self.bytes) }
     }
 }
 
@@ -49,39 +77,8 @@ impl Drop for Warm {
     }
 }
 
-/// The two rates.
-pub struct Reference {
-    connections: u32,
-    tcp: Result<f64, String>,
-    copy_mib_s: f64,
-}
-
-impl Reference {
-    /// Measure both.
-    pub fn measure(connections: u32) -> Reference {
-        Reference {
-            connections,
-            tcp: tcp_mib_s(connections),
-            copy_mib_s: copy_mib_s(),
-        }
-    }
-}
-
-impl fmt::Display for Reference {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let connections = self.connections;
-        match &self.tcp {
-            Ok(mib_s) => writeln!(
-                f,
-                "\niperf3 over loopback, {connections} streams: {mib_s:.0} MiB/s"
-            )?,
-            Err(why) => writeln!(f, "\nSKIPPED: iperf3: {why}")?,
-        }
-        writeln!(f, "memcpy, one thread: {:.0} MiB/s", self.copy_mib_s)
-    }
-}
-
-fn copy_mib_s() -> f64 {
+/// Copying memory, by one thread.
+pub fn copy_mib_s() -> f64 {
     let from = vec![1u8; COPY_BYTES];
     let mut to = vec![2u8; COPY_BYTES];
     let began = Instant::now();
@@ -94,7 +91,8 @@ fn copy_mib_s() -> f64 {
     f64::from(copies) * (COPY_BYTES >> 20) as f64 / began.elapsed().as_secs_f64()
 }
 
-fn tcp_mib_s(connections: u32) -> Result<f64, String> {
+/// Loopback TCP, by iperf3.
+pub fn tcp_mib_s(connections: u32) -> Result<f64, String> {
     let port = free_port().map_err(|error| format!("no free port: {error}"))?;
     let port = port.to_string();
     let failed = |error: io::Error| format!("cannot start iperf3: {error}");

@@ -1,5 +1,6 @@
 //! A stock Debian guest with its disk on NFS moves between hosts, under a real lease.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use lab::agent::{Event, Running};
@@ -102,15 +103,60 @@ impl Stream {
     }
 }
 
-fn migrate(guest: &Guest<'_>, to: &Host, more: &str) -> lab::Result<serde_json::Value> {
-    let said = guest.host().run_within(
-        MIGRATE_LIMIT,
-        &format!(
-            "vmm migrate --api-socket /run/web1/api --to {}:{PORT} --verify --accept-longer --json {more}",
+/// A `vmm migrate` under way.
+struct Migrating(Running);
+
+impl Migrating {
+    fn start(guest: &Guest<'_>, to: &Host, more: &str) -> lab::Result<Self> {
+        let line = format!(
+            "exec vmm migrate --api-socket /run/web1/api --to {}:{PORT} {more} 2>&1",
             to.address
-        ),
-    )?;
-    Ok(serde_json::from_str(&said).map_err(|error| format!("{error}: {said}"))?)
+        );
+        Ok(Self(guest.host().start_command(&["sh", "-c", &line])?))
+    }
+
+    /// Waits for its end; gives what it said.
+    fn said(self) -> String {
+        let mut said = String::new();
+        while let Some(event) = self.0.next(Instant::now() + MIGRATE_LIMIT) {
+            match event {
+                Event::Output(bytes) | Event::Error(bytes) => {
+                    said.push_str(&String::from_utf8_lossy(&bytes));
+                }
+                Event::Ended(_) => break,
+            }
+        }
+        said
+    }
+}
+
+/// How often a host has announced who lives there: by reverse and by gratuitous ARP.
+fn announcements(host: &Host) -> [u64; 2] {
+    let cable = host.cable(Cable::Management);
+    [&cable.reverse_arps, &cable.gratuitous_arps].map(|count| count.load(Ordering::Relaxed))
+}
+
+fn announces_again(host: &Host, before: [u64; 2]) -> Outcome {
+    Ok(eventually("announcements, repeated", || {
+        let now = announcements(host);
+        (now[0] >= before[0] + 2 && now[1] >= before[1] + 2).then_some(())
+    })?)
+}
+
+/// The source stands still between its commit and its word of it, until its cable is cut: the
+/// target learns from the lease that the guest is its own.
+fn loses_its_cable_at_the_commit(source: &Host, stream: &mut Stream) -> Outcome {
+    let stopped = eventually_within(MIGRATE_LIMIT, "the source standing still", || {
+        source
+            .run("grep -l '^State:.*(stopped)' /proc/[0-9]*/status | cut -d/ -f3")
+            .ok()
+            .filter(|process| !process.trim().is_empty())
+    })?;
+    source.cut(Cable::Management, Direction::Both);
+    source.run(&format!("kill -CONT {}", stopped.trim()))?;
+    stream.goes_on()?;
+    source.heal(Cable::Management, Direction::Both);
+    Ok(())
 }
 
 /// A guest that was shown all features of `from` cannot move to where one is missing, which is
@@ -176,9 +222,9 @@ fn give_certificates(hosts: &[&Host]) -> Outcome {
     Ok(())
 }
 
-/// Between hosts with different processors, there over plain TCP and back over mutual TLS, the
-/// connection lost at the commit, every page compared: the guest does not notice, nor does who is
-/// connected to it. A cable that is cut in mid-flight costs it nothing, and its disk is whole.
+/// Between hosts with different processors, there over plain TCP and back over mutual TLS, a cable
+/// cut at the commit, every page compared: the guest does not notice, nor does who is connected to
+/// it. A cable that is cut in mid-flight costs it nothing, and its disk is whole.
 pub fn a_debian_guest_moves_there_and_back(lab: &Lab) -> Outcome {
     let [a, b, c, ..] = lab.hosts() else {
         return Err("three hosts are needed".into());
@@ -205,28 +251,34 @@ pub fn a_debian_guest_moves_there_and_back(lab: &Lab) -> Outcome {
     let mut stream = Stream::open(c)?;
     stream.goes_on()?;
     let ahead = Ahead::look(&guest)?;
-    // On the way back the connection is lost at the commit: the lease says where the guest is.
-    for (to, tls_dir, fault) in [(a, None, "before-commit:cut"), (b, Some(TLS_DIR), "")] {
+    // On the way back its VMM on the first host stands still at the commit.
+    for (to, tls_dir, fault) in [(a, None, "before-commit:stop"), (b, Some(TLS_DIR), "")] {
         let waiting = guest.awaited_on(to, PORT, tls_dir, fault)?;
-        let more = tls_dir.map(|dir| format!("--tls-dir {dir}"));
-        let summary = migrate(&guest, to, &more.unwrap_or_default())?;
+        let announced = announcements(to);
+        let tls = tls_dir.map(|dir| format!("--tls-dir {dir}"));
+        let more = format!(
+            "--verify --accept-longer --json {}",
+            tls.unwrap_or_default()
+        );
+        let migrating = Migrating::start(&guest, to, &more)?;
+        if tls_dir.is_some() {
+            loses_its_cable_at_the_commit(guest.host(), &mut stream)?;
+        }
+        let said = migrating.said();
+        let summary: serde_json::Value =
+            serde_json::from_str(&said).map_err(|error| format!("{error}: {said}"))?;
         assert_eq!(summary["verified"], true, "{summary}");
         println!("        moved to {}: {summary}", to.name);
         assert_eq!(guest.moved(to, waiting)?, MOVED);
+        announces_again(to, announced)?;
         stream.goes_on()?;
         let now = Ahead::look(&guest)?;
         assert!(now.is_as(&ahead), "{ahead:?} and then {now:?} ms ahead");
     }
 
     let waiting = guest.awaited_on(a, PORT, None, "")?;
-    let asking = b.start_command(&[
-        "sh",
-        "-c",
-        &format!(
-            "vmm migrate --api-socket /run/web1/api --to {}:{PORT} --bandwidth-max {SLOW_BYTES_PER_S} 2>&1",
-            a.address
-        ),
-    ])?;
+    let slowly = format!("--bandwidth-max {SLOW_BYTES_PER_S}");
+    let migrating = Migrating::start(&guest, a, &slowly)?;
     eventually("memory being on its way", || {
         let progress = guest.control("migration").ok()?;
         let progress: serde_json::Value = serde_json::from_str(&progress).ok()?;
@@ -234,15 +286,7 @@ pub fn a_debian_guest_moves_there_and_back(lab: &Lab) -> Outcome {
     })?;
     a.cut(Cable::Management, Direction::Both);
     stream.goes_on()?;
-    let mut said = String::new();
-    while let Some(event) = asking.next(Instant::now() + MIGRATE_LIMIT) {
-        match event {
-            Event::Output(bytes) | Event::Error(bytes) => {
-                said.push_str(&String::from_utf8_lossy(&bytes));
-            }
-            Event::Ended(_) => break,
-        }
-    }
+    let said = migrating.said();
     a.heal(Cable::Management, Direction::Both);
     assert!(said.contains("the guest stays on this host"), "{said}");
     drop(waiting);

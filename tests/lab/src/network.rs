@@ -40,9 +40,25 @@ pub struct CableState {
     pub carried: AtomicU64,
     /// Frames lost in both directions, by a cut or a full queue.
     pub lost: AtomicU64,
+    /// Reverse ARP requests from the host: a switch learns from them who lives there now.
+    pub reverse_arps: AtomicU64,
+    /// ARP requests from the host whose sender asks for its own address.
+    pub gratuitous_arps: AtomicU64,
 }
 
 impl CableState {
+    /// Counts what the host sends to tell where somebody lives (RFC 903, RFC 5227 §3).
+    fn note_announcement(&self, frame: &[u8]) {
+        let counter = match (frame.get(12..14), frame.get(28..32), frame.get(38..42)) {
+            (Some([0x80, 0x35]), ..) => &self.reverse_arps,
+            (Some([0x08, 0x06]), Some(sender), Some(target)) if sender == target => {
+                &self.gratuitous_arps
+            }
+            _ => return,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Its cuts in words.
     pub fn describe(&self) -> &'static str {
         match (
@@ -170,6 +186,7 @@ fn forward(ports: &mut [Port], learned: &mut HashMap<[u8; 6], usize>, from: usiz
         cable.lost.fetch_add(1, Ordering::Relaxed);
         return;
     }
+    cable.note_announcement(frame);
     let (Some(&to), Some(&sender)) = (
         frame.first_chunk::<6>(),
         frame.get(6..).and_then(|rest| rest.first_chunk::<6>()),
@@ -355,6 +372,24 @@ mod tests {
             broadcast,
             "and nothing of what was for two"
         );
+    }
+
+    #[test]
+    fn announcements_are_counted_where_they_come_from() {
+        let cable = CableState::default();
+        let arp = |ethertype: [u8; 2], sender: u8, target: u8| {
+            let mut bytes = frame(0, 1, &ethertype);
+            bytes.resize(60, 0);
+            (bytes[31], bytes[41]) = (sender, target);
+            bytes
+        };
+        cable.note_announcement(&arp([0x80, 0x35], 0, 0));
+        cable.note_announcement(&arp([0x08, 0x06], 7, 7));
+        cable.note_announcement(&arp([0x08, 0x06], 7, 8));
+        cable.note_announcement(&arp([0x08, 0x00], 7, 7));
+        cable.note_announcement(&[0; 13]);
+        let counted = [&cable.reverse_arps, &cable.gratuitous_arps];
+        assert_eq!(counted.map(|count| count.load(Ordering::Relaxed)), [1, 1]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Documents with revisions (guests' specs, the policy, operators' tokens), what hosts say of
 //! themselves, and a log per host (the event history). [`Files`] keeps them in the datastore's
-//! own files and is what every cluster uses unless told otherwise; docs/decisions/0005 says
+//! own files and is what every cluster uses unless told otherwise; docs/decisions/0007 says
 //! what an external store has to do. Who may run a guest or lead is never asked here: that is
 //! the leases' alone, as are disks, images and heartbeats the datastore's.
 

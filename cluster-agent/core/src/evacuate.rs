@@ -42,8 +42,10 @@ pub fn evacuate(
     if force {
         settings.enforcement = Enforcement::Warn;
     }
-    if settings.enforcement == Enforcement::Refuse {
-        may_rest(cluster, host, &settings)?;
+    if settings.enforcement == Enforcement::Refuse
+        && let Some(objection) = objection(cluster, host, &settings)
+    {
+        return Err(objection);
     }
     let mut emptied = cluster.clone();
     if let Some(host) = emptied.hosts.get_mut(host) {
@@ -111,17 +113,17 @@ pub fn rolling(cluster: &Cluster, order: &[HostId], settings: &Balance) -> Vec<T
     order.iter().map(turn).collect()
 }
 
-fn may_rest(cluster: &Cluster, host: &str, settings: &Balance) -> Result<(), Refused> {
-    Admission::new(cluster, settings.admission)
-        .may_rest(host)
-        .map_err(|refusal| {
-            let mut remedies = refusal.remedies;
-            remedies.push("force it, and accept that failures may not be survived".to_string());
-            Refused {
-                because: refusal.because,
-                remedies,
-            }
-        })
+/// What admission control has against taking `host` out of service, whether or not that is obeyed.
+pub fn objection(cluster: &Cluster, host: &str, settings: &Balance) -> Option<Refused> {
+    let mut admission = Admission::new(cluster, settings.admission);
+    admission.may_rest(host).err().map(|refusal| {
+        let mut remedies = refusal.remedies;
+        remedies.push("force it, and accept that failures may not be survived".to_string());
+        Refused {
+            because: refusal.because,
+            remedies,
+        }
+    })
 }
 
 #[cfg(test)]
@@ -218,5 +220,19 @@ mod tests {
         let plan = evacuate(&cluster, &host, &settings, true).expect("is forced");
         assert!(plan.steps.is_empty() && plan.unresolved.is_empty());
         assert!(evacuate(&cluster, &"d".into(), &settings, true).is_err());
+    }
+
+    #[test]
+    fn where_admission_only_warns_it_does_so() {
+        let cluster = cluster(&[("g1", "a", 10), ("g2", "b", 10)]);
+        let settings = Balance {
+            enforcement: Enforcement::Warn,
+            ..Balance::default()
+        };
+        let host = "c".to_string();
+        assert!(evacuate(&cluster, &host, &settings, false).is_ok());
+        let warning = objection(&cluster, &host, &settings).expect("there is one");
+        assert!(warning.because.starts_with("with c empty"), "{warning:?}");
+        assert_eq!(objection(&cluster, &host, &off()), None);
     }
 }

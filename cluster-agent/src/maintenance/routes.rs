@@ -7,7 +7,7 @@ use axum::extract::{Path, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use cluster_core::brain::Brain;
-use cluster_core::evacuate::{Turn, evacuate, rolling};
+use cluster_core::evacuate::{Turn, evacuate, objection, rolling};
 use cluster_core::model::HostId;
 use hyper::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -92,7 +92,8 @@ pub(crate) fn verdict(brain: &Brain, host: &HostId, wish: Maintain) -> Result<St
     if !wish.enter {
         return Ok(format!("{host} is back in service"));
     }
-    let plan = evacuate(cluster, host, &brain.settings().balance(), wish.force);
+    let balance = brain.settings().balance();
+    let plan = evacuate(cluster, host, &balance, wish.force);
     let plan = plan.map_err(|refused| {
         let remedies = refused.remedies.join("; ");
         format!("{host} is needed: {}; {remedies}", refused.because)
@@ -102,6 +103,9 @@ pub(crate) fn verdict(brain: &Brain, host: &HostId, wish: Maintain) -> Result<St
         1 => format!("{host} takes no guests any more; 1 has to move"),
         many => format!("{host} takes no guests any more; {many} have to move"),
     };
+    if let Some(warning) = objection(cluster, host, &balance) {
+        words = format!("{words}\nbe warned: {}", warning.because);
+    }
     for one in &plan.unresolved {
         words = format!("{words}\nbut {}: {}", one.what, one.because);
     }

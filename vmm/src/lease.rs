@@ -35,7 +35,8 @@ const STACK_BYTES: usize = 128 << 10;
 #[derive(Debug, Clone, Args)]
 #[group(id = "lease")]
 pub struct LeaseFlags {
-    /// Run the guest under its lease in this datastore.
+    /// Run the guest under its lease in this datastore. Without one there is no lease: nothing but
+    /// the images' locks keeps other processes from its disks.
     #[arg(long, value_name = "DIR", requires = "guest", requires = "host")]
     datastore: Option<PathBuf>,
     /// Name of the guest in the datastore.

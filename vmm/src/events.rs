@@ -1,5 +1,7 @@
 //! What happens to the guest, for whoever listens.
 
+use std::sync::{Arc, PoisonError, RwLock};
+
 use shared_storage::clock::boottime_us;
 use tokio::sync::broadcast;
 use vmm_core::control::{Event, Happening};
@@ -9,11 +11,11 @@ const BACKLOG: usize = 64;
 
 /// Spreads events to all listeners. Clones are handles to the same hub.
 #[derive(Debug, Clone)]
-pub struct Events(broadcast::Sender<Event>);
+pub struct Events(Arc<RwLock<Option<broadcast::Sender<Event>>>>);
 
 impl Default for Events {
     fn default() -> Self {
-        Self(broadcast::Sender::new(BACKLOG))
+        Self(Arc::new(RwLock::new(Some(broadcast::Sender::new(BACKLOG)))))
     }
 }
 
@@ -21,17 +23,33 @@ impl Events {
     /// It happened just now.
     pub fn tell(&self, what: Happening) {
         // Nobody may be listening.
-        let _ = self.0.send(event(what));
+        let _ = self.hub().map(|hub| hub.send(event(what)));
     }
 
     /// Does anybody listen?
     pub fn are_heard(&self) -> bool {
-        self.0.receiver_count() > 0
+        self.hub().is_some_and(|hub| hub.receiver_count() > 0)
     }
 
-    /// Hear all from now on.
+    /// Hear all from now on; after [`Events::close`] that is nothing.
     pub fn listen(&self) -> broadcast::Receiver<Event> {
-        self.0.subscribe()
+        let hub = self.hub();
+        hub.unwrap_or_else(|| broadcast::Sender::new(1)).subscribe()
+    }
+
+    /// There is nothing more to tell: whoever has heard all of it need not listen any longer.
+    pub fn close(&self) {
+        self.0
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+    }
+
+    fn hub(&self) -> Option<broadcast::Sender<Event>> {
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 

@@ -58,7 +58,7 @@ pub fn main(arguments: &Arguments) -> Result<Ending, String> {
         .as_deref()
         .map(Door::open)
         .transpose();
-    let door = door.map_err(|error| one_line(&error))?;
+    let mut door = door.map_err(|error| one_line(&error))?;
     let mut arrival = Arrival::new(console, notices, citizen);
     let wait_max = arguments.wait_max_s.map(Duration::from_secs);
     let listening = Listening {
@@ -81,7 +81,7 @@ pub fn main(arguments: &Arguments) -> Result<Ending, String> {
         }
     }
     let guest = arrival.into_guest().ok_or("no guest arrived")?;
-    if let Some(door) = &door {
+    if let Some(door) = &mut door {
         door.serve(guest.clone())
             .map_err(|error| format!("cannot serve the API: {error}"))?;
     }

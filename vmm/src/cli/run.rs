@@ -115,7 +115,7 @@ pub fn main(arguments: Arguments) -> Result<Ending, String> {
     }
     let access = disk_access(lease.as_deref());
     let door = arguments.doors.api_socket.as_deref().map(Door::open);
-    let door = door.transpose().map_err(|error| one_line(&error))?;
+    let mut door = door.transpose().map_err(|error| one_line(&error))?;
     let kvm = crate::kvm::open().map_err(|error| one_line(&error))?;
     let backends = Backends::open(&spec, console, &access).map_err(|error| one_line(&error))?;
     let masks = spec.cpu_features.map(cpuid::masks).unwrap_or_default();
@@ -132,7 +132,7 @@ pub fn main(arguments: Arguments) -> Result<Ending, String> {
         guest.set_lease(lease.clone());
     }
     guest.start().map_err(|error| one_line(&error))?;
-    if let Some(door) = &door {
+    if let Some(door) = &mut door {
         door.serve(guest.clone())
             .map_err(|error| format!("cannot start the control API: {error}"))?;
     }

@@ -199,5 +199,6 @@ impl Guest {
         let mut inner = self.lock();
         self.accesses.call_home();
         inner.phase = Phase::Gone;
+        self.events().close();
     }
 }

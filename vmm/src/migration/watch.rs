@@ -12,11 +12,10 @@ use super::MigrationError;
 use super::lifeline::Lifeline;
 use crate::events::Events;
 
-/// Whoever asked for a migration through the API looks at it within this, and as often.
-const LINGER_MAX: Duration = Duration::from_secs(1);
+/// Whoever asked for a migration through the API looks at it within this, and as often: on a
+/// crowded host that may take a while.
+const LINGER_MAX: Duration = Duration::from_secs(5);
 const LINGER_POLL: Duration = Duration::from_millis(5);
-/// Whoever listens to events has to be written to before the process ends.
-const WRITE_OUT: Duration = Duration::from_millis(50);
 
 /// One migration, from outside.
 #[derive(Debug)]
@@ -115,13 +114,14 @@ impl Watch {
         progress
     }
 
-    /// Leave whoever watches the migration the time to see how it ended. One that nobody has
-    /// looked at since it was asked for is not waited for any longer.
+    /// Leave whoever watches the migration the time to ask how it ended. Whoever listens to
+    /// events is told without asking, and one that nobody has looked at since it was asked for
+    /// is not waited for any longer. The API closes only when all answers are written.
     pub fn wait_until_end_was_seen(&self) {
-        if self.events.are_heard() {
-            thread::sleep(WRITE_OUT);
-        }
         let watched = self.was_seen.load(Ordering::Acquire);
+        if !watched && self.events.are_heard() {
+            return;
+        }
         let since = if watched { Instant::now() } else { self.begun };
         let give_up = since + LINGER_MAX;
         while !self.end_was_seen.load(Ordering::Acquire) && Instant::now() < give_up {

@@ -114,9 +114,28 @@ fn filling(_: &mut Criterion) {
     );
 }
 
+/// A leader that is asked: its books follow what happened since, here one guest that moved.
+fn asked(c: &mut Criterion) {
+    let mut cluster = cluster(80, 10);
+    let policy = AdmissionPolicy::TolerateHostFailures(1);
+    let mut admission = Admission::new(&cluster, policy);
+    let guest = Guest::sized(Resources::new(500, 4 * 1024));
+    let (moved, fresh) = (GuestId::from("g05000"), GuestId::from("new"));
+    let mut to = ["h0001", "h0002"].into_iter().cycle();
+    c.bench_function("80 % reserved, 1000 rules, after one migration", |b| {
+        b.iter(|| {
+            if let Some(guest) = cluster.guests.get_mut(&moved) {
+                guest.host = to.next().map(GuestId::from);
+            }
+            assert!(admission.follow(&cluster, policy), "same hosts, same rules");
+            black_box(admission.may_start(&fresh, &guest).is_ok())
+        });
+    });
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(20).measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_millis(500));
-    targets = verdicts, filling
+    targets = verdicts, asked, filling
 }
 criterion_main!(benches);

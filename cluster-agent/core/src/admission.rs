@@ -22,11 +22,11 @@
 
 mod bound;
 mod certificates;
+mod follow;
 pub(crate) mod ledger;
 mod packing;
 mod words;
 
-use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -34,6 +34,7 @@ use alloc::vec::Vec;
 use crate::model::{Cluster, Guest, GuestId, HostId, Resources};
 use crate::settings::AdmissionPolicy;
 use certificates::{Certificates, Checked};
+use follow::Grounds;
 use ledger::{G, H, Ledger};
 use words::unknown;
 
@@ -77,8 +78,10 @@ pub struct Reserve {
 }
 
 /// The admission control of a cluster, kept warm between requests.
+#[derive(Debug, Clone)]
 pub struct Admission {
     policy: AdmissionPolicy,
+    grounds: Grounds,
     pub(crate) ledger: Ledger,
     certificates: Certificates,
 }
@@ -88,6 +91,7 @@ impl Admission {
     pub fn new(cluster: &Cluster, policy: AdmissionPolicy) -> Self {
         Self {
             policy,
+            grounds: Grounds::of(cluster),
             ledger: Ledger::new(cluster),
             certificates: Certificates::default(),
         }
@@ -329,44 +333,6 @@ impl Admission {
         if before.there {
             self.ledger.put(before.index, before.host);
         }
-    }
-
-    /// Brings the books up to date with the cluster: guests that came, went or moved, hosts
-    /// that changed their mode. What needs new books (other hosts, other rules) is for
-    /// [`Self::new`]; returns `false` then.
-    #[must_use]
-    pub fn follow(&mut self, cluster: &Cluster) -> bool {
-        if !self.ledger.host_names.iter().eq(cluster.hosts.keys()) {
-            return false;
-        }
-        for (index, host) in (0..).zip(cluster.hosts.values()) {
-            let dense = &self.ledger.hosts[index as usize];
-            if dense.capacity != host.capacity {
-                return false;
-            }
-            let (serves, receives) = (host.mode.serves(), host.mode.receives());
-            if (dense.serves, dense.receives) != (serves, receives) {
-                self.ledger.set_mode(index, serves, receives);
-            }
-        }
-        let mut gone: BTreeSet<G> = (0..self.ledger.guests.len() as G).collect();
-        for (name, guest) in &cluster.guests {
-            let index = self.ledger.add(name, guest);
-            gone.remove(&index);
-            let host = guest.host.as_ref().and_then(|host| self.ledger.host(host));
-            let dense = &self.ledger.guests[index as usize];
-            let there = dense.host.is_some() || dense.displaced;
-            if (dense.host, there) != (host, guest.takes_room()) {
-                self.ledger.take(index);
-                if guest.takes_room() {
-                    self.ledger.put(index, host);
-                }
-            }
-        }
-        for index in gone {
-            self.ledger.take(index);
-        }
-        true
     }
 }
 

@@ -8,6 +8,7 @@ use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use crate::admission::Admission;
 use crate::demand::Smoothing;
 use crate::drs::Drs;
 use crate::event::{Action, Level, Record};
@@ -21,7 +22,7 @@ use crate::model::{Cluster, Desired, GuestId, Host, HostId, HostMode};
 use crate::moves::Orders;
 use crate::observation::Observation;
 use crate::owners::{Owners, Whereabouts};
-use crate::settings::{Inventory, Settings, Waits};
+use crate::settings::{AdmissionPolicy, Inventory, Settings, Waits};
 
 /// A lease that could not be read is asked for again after so long.
 const ASK_AGAIN_US: u64 = 2_000_000;
@@ -43,6 +44,8 @@ pub struct Leading {
     pub failover: Failover,
     owners: Owners,
     cluster: Cluster,
+    /// As it was when it was last asked.
+    admission: Option<Admission>,
     observation: Observation,
     smoothing: Smoothing,
     drs: Drs,
@@ -67,6 +70,7 @@ impl Leading {
             failover: Failover::default(),
             owners: Owners::default(),
             cluster: Cluster::default(),
+            admission: None,
             observation: Observation::default(),
             smoothing: Smoothing::default(),
             drs: Drs::default(),
@@ -84,6 +88,14 @@ impl Leading {
     /// The cluster as it is.
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
+    }
+
+    /// Admission control of the cluster as it is, kept warm between requests.
+    pub fn admission(&mut self, policy: AdmissionPolicy) -> &mut Admission {
+        let kept = self.admission.take();
+        let kept = kept.and_then(|mut kept| kept.follow(&self.cluster, policy).then_some(kept));
+        self.admission
+            .insert(kept.unwrap_or_else(|| Admission::new(&self.cluster, policy)))
     }
 
     /// What a guest's host last said that the guest does.

@@ -197,6 +197,80 @@ fn a_cluster() -> impl Strategy<Value = Cluster> {
     })
 }
 
+/// What may happen to a cluster between two requests.
+#[derive(Debug, Clone)]
+enum Change {
+    Mode(usize),
+    Moves(usize, usize),
+    Stops(usize),
+    Goes(usize),
+    Comes(usize, Guest),
+    Groups(usize, bool),
+    Rule(Rule),
+}
+
+fn a_change() -> impl Strategy<Value = Change> {
+    let (guest, host) = (0..7_usize, 0..5_usize);
+    prop_oneof![
+        host.clone().prop_map(Change::Mode),
+        (guest.clone(), host.clone()).prop_map(|(guest, host)| Change::Moves(guest, host)),
+        guest.clone().prop_map(Change::Stops),
+        guest.clone().prop_map(Change::Goes),
+        (guest, a_guest()).prop_map(|(at, (guest, _))| Change::Comes(at, guest)),
+        (host, any::<bool>()).prop_map(|(host, member)| Change::Groups(host, member)),
+        a_rule().prop_map(Change::Rule),
+    ]
+}
+
+impl Change {
+    /// Make it; may the books have to be begun anew?
+    fn make(&self, cluster: &mut Cluster) -> bool {
+        let name = |guest: &usize| format!("g{guest}");
+        let host_name = |host: &usize| HOSTS.get(*host).copied().unwrap_or_default();
+        match self {
+            Self::Mode(host) => {
+                if let Some(host) = cluster.hosts.get_mut(host_name(host)) {
+                    host.mode = match host.mode {
+                        HostMode::Active => HostMode::Maintenance,
+                        _ => HostMode::Active,
+                    };
+                }
+            }
+            Self::Moves(guest, host) => {
+                let target = cluster.hosts.keys().nth(*host).cloned();
+                if let (Some(spec), Some(target)) = (cluster.guests.get_mut(&name(guest)), target) {
+                    spec.host = Some(target);
+                    spec.desired = Desired::Running;
+                }
+            }
+            Self::Stops(guest) => {
+                if let Some(spec) = cluster.guests.get_mut(&name(guest)) {
+                    spec.host = None;
+                    spec.desired = Desired::Stopped;
+                }
+            }
+            Self::Goes(guest) => {
+                cluster.guests.remove(&name(guest));
+            }
+            Self::Comes(at, guest) => {
+                cluster.guests.insert(name(at), guest.clone());
+            }
+            Self::Groups(host, member) => {
+                if let Some(host) = cluster.hosts.get_mut(host_name(host)) {
+                    match member {
+                        true => host.groups.insert("ssd".into()),
+                        false => host.groups.remove("ssd"),
+                    };
+                }
+            }
+            Self::Rule(rule) => {
+                cluster.rules.insert("r8".into(), rule.clone());
+            }
+        }
+        matches!(self, Self::Groups(..) | Self::Rule(_))
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(3000))]
 
@@ -233,24 +307,27 @@ proptest! {
 
     #[test]
     fn following_a_change_is_as_good_as_new_books(
-        before in a_cluster(), moves in prop::collection::vec((0..7_usize, 0..5_usize), 1..4),
+        before in a_cluster(), changes in prop::collection::vec(a_change(), 1..6),
+        (guest, _) in a_guest(), k in 0_u32..3,
     ) {
-        let policy = AdmissionPolicy::TolerateHostFailures(1);
+        let mut policy = AdmissionPolicy::TolerateHostFailures(1);
         let mut admission = Admission::new(&before, policy);
-        let mut after = before;
-        for (guest, host) in moves {
-            let _ = admission.safe();
-            if let Some(host) = after.hosts.get_mut(*HOSTS.get(host).unwrap_or(&"")) {
-                host.mode = if host.mode == HostMode::Active { HostMode::Maintenance } else { HostMode::Active };
+        let mut now = before;
+        for change in changes {
+            let _ = admission.may_start(&"asked".into(), &guest);
+            let needs_new_books = change.make(&mut now);
+            policy = AdmissionPolicy::TolerateHostFailures(k);
+            let mut fresh = Admission::new(&now, policy);
+            if !admission.follow(&now, policy) {
+                prop_assert!(needs_new_books, "{change:?}");
+                admission = Admission::new(&now, policy);
             }
-            let target = after.hosts.keys().nth(host).cloned();
-            if let (Some(spec), Some(target)) = (after.guests.get_mut(&format!("g{guest}")), target) {
-                spec.host = Some(target);
-                spec.desired = Desired::Running;
+            prop_assert_eq!(admission.safe().is_ok(), fresh.safe().is_ok());
+            let asked = [GuestId::from("g1"), "asked".into()];
+            for name in asked {
+                let verdict = |books: &mut Admission| books.may_start(&name, &guest).is_ok();
+                prop_assert_eq!(verdict(&mut admission), verdict(&mut fresh), "{}", name);
             }
-            prop_assert!(admission.follow(&after));
-            let fresh = Admission::new(&after, policy).safe().is_ok();
-            prop_assert_eq!(admission.safe().is_ok(), fresh);
         }
     }
 

@@ -28,13 +28,14 @@ pub(super) enum Checked {
 }
 
 /// Where the guests of each host would go, as last found out.
-#[derive(Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Certificates {
     by_host: BTreeMap<H, Kept>,
     load: Vec<Resources>,
 }
 
 /// A certificate and the version of the ledger for which it was found to hold.
+#[derive(Debug, Clone)]
 struct Kept {
     certificate: Certificate,
     version: u64,

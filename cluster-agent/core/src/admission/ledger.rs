@@ -12,6 +12,7 @@ pub(crate) type H = u32;
 /// Index of a guest.
 pub(crate) type G = u32;
 
+#[derive(Debug, Clone)]
 pub(crate) struct DenseHost {
     pub capacity: Resources,
     pub used: Resources,
@@ -34,6 +35,7 @@ impl DenseHost {
     }
 }
 
+#[derive(Debug, Clone)]
 pub(crate) struct DenseGuest {
     pub size: Resources,
     pub host: Option<H>,
@@ -44,7 +46,7 @@ pub(crate) struct DenseGuest {
 }
 
 /// The hard rules on a guest.
-#[derive(Clone, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Bonds {
     /// Indices of keep-apart rules.
     pub aparts: Vec<u32>,
@@ -55,6 +57,7 @@ pub(crate) struct Bonds {
 }
 
 /// The cluster in dense form.
+#[derive(Debug, Clone)]
 pub(crate) struct Ledger {
     pub host_names: Vec<HostId>,
     pub hosts: Vec<DenseHost>,
@@ -154,9 +157,9 @@ impl Ledger {
     /// if it is new.
     pub fn add(&mut self, name: &GuestId, guest: &Guest) -> G {
         if let Some(index) = self.by_guest.get(name).copied() {
+            let was_displaced = self.guests[index as usize].displaced;
             let host = self.take(index);
             let known = &mut self.guests[index as usize];
-            let was_displaced = known.displaced;
             (known.size, known.protected) = (guest.reservation, guest.protected);
             if host.is_some() || was_displaced {
                 self.put(index, host);
@@ -212,12 +215,10 @@ impl Ledger {
 
     /// Takes a guest off; returns where it was.
     pub fn take(&mut self, index: G) -> Option<H> {
-        let guest = &mut self.guests[index as usize];
-        if guest.displaced {
-            self.displaced.remove(&index);
-        }
         self.changed(index);
+        self.displaced.remove(&index);
         let guest = &mut self.guests[index as usize];
+        guest.displaced = false;
         let host = guest.host.take()?;
         let at = &mut self.hosts[host as usize];
         at.used = at.used.minus(guest.size);

@@ -18,7 +18,7 @@ impl Brain {
     pub fn admit(&mut self, name: &GuestId, guest: &Guest) -> Option<Result<Admitted, Refusal>> {
         let policy = self.settings().admission;
         let leading = self.leading.as_mut()?;
-        let verdict = Admission::new(leading.cluster(), policy).may_start(name, guest);
+        let verdict = leading.admission(policy).may_start(name, guest);
         if let Ok(admitted) = &verdict {
             let host = admitted.host.clone();
             leading.failover.hint(name, host, "admission control");
@@ -65,14 +65,14 @@ impl Brain {
     }
 
     /// On the leader: may this host be emptied for maintenance under the admission policy?
-    pub fn may_rest(&self, host: &str) -> Option<Result<(), Refusal>> {
+    pub fn may_rest(&mut self, host: &str) -> Option<Result<(), Refusal>> {
         let policy = self.settings().admission;
-        Some(Admission::new(self.cluster()?, policy).may_rest(host))
+        Some(self.leading.as_mut()?.admission(policy).may_rest(host))
     }
 
     /// On the leader: how many more guests of this size would be admitted?
-    pub fn reserve(&self, size: Resources) -> Option<Reserve> {
+    pub fn reserve(&mut self, size: Resources) -> Option<Reserve> {
         let policy = self.settings().admission;
-        Some(Admission::new(self.cluster()?, policy).reserve(size))
+        Some(self.leading.as_mut()?.admission(policy).reserve(size))
     }
 }

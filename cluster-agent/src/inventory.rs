@@ -64,10 +64,9 @@ pub fn read(store: &Datastore, fencing: bool) -> Result<Reading, StoreError> {
     for name in store.guests()? {
         match store.guest(&name).and_then(|dir| dir.spec::<GuestFile>()) {
             Ok(guest) => {
-                reading
-                    .inventory
-                    .guests
-                    .insert(name.clone(), guest.spec.model());
+                let mut model = guest.spec.model();
+                model.revision = guest.revision;
+                reading.inventory.guests.insert(name.clone(), model);
                 reading.guests.insert(name, guest.spec);
             }
             Err(error) => warn!(guest = name, %error, "passed over"),

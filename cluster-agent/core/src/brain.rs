@@ -398,7 +398,7 @@ impl Brain {
 
     fn stop_unwanted(&mut self, actions: &mut Vec<Action>) {
         if let Some(inventory) = &self.inventory {
-            actions.extend(self.member.stop_unwanted(self.now_us, inventory));
+            actions.extend(self.member.stop_unwanted(inventory));
         }
     }
 

@@ -364,6 +364,7 @@ impl Leading {
                     guest: guest.clone(),
                     leader_epoch: self.epoch,
                     from_epoch,
+                    spec_revision: self.cluster.guests.get(&guest).map_or(0, |g| g.revision),
                     because,
                 };
                 let send = Action::Send {

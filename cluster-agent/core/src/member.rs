@@ -21,10 +21,6 @@ use crate::settings::{HostEntry, Inventory};
 /// A report is repeated so often even if nothing changed: any may be lost.
 const REPORT_EVERY_US: u64 = 1_000_000;
 
-/// What the datastore said may be older than an order to start by this much, so that for so
-/// long the order counts and not what was read.
-const STALE_US: u64 = 10_000_000;
-
 /// A start under way here.
 #[derive(Debug, Clone)]
 struct Start {
@@ -42,8 +38,9 @@ pub struct Member {
     link: Option<Link>,
     starts: BTreeMap<GuestId, Start>,
     stopping: BTreeSet<GuestId>,
-    /// Until when guests that were ordered to start are wanted, whatever was read.
-    wanted_until_us: BTreeMap<GuestId, u64>,
+    /// Revision of the spec by which guests were last ordered to start. What this host has read
+    /// may be older than that: the operator's word reaches the leader first.
+    wanted_by: BTreeMap<GuestId, u64>,
     moves: Moves,
     leader_epoch: u64,
     next_report_us: u64,
@@ -108,7 +105,6 @@ impl Member {
     /// A leader orders a start: begin it, or refuse.
     pub fn ordered(
         &mut self,
-        now_us: u64,
         me: (&HostId, bool),
         inventory: &Inventory,
         from: &HostId,
@@ -140,8 +136,8 @@ impl Member {
             ordered_by: from.clone(),
         };
         self.starts.insert(order.guest.clone(), start);
-        self.wanted_until_us
-            .insert(order.guest.clone(), now_us + STALE_US);
+        self.wanted_by
+            .insert(order.guest.clone(), order.spec_revision);
         Ok(Some(Action::Start {
             guest: order.guest,
             from_epoch: order.from_epoch,
@@ -300,18 +296,17 @@ impl Member {
 
     /// Stops guests that shall not run: the operator's word may have come while nobody could
     /// be told.
-    pub fn stop_unwanted(&mut self, now_us: u64, inventory: &Inventory) -> Vec<Action> {
-        self.wanted_until_us
-            .retain(|_, until_us| now_us < *until_us);
-        let (stopping, wanted) = (&self.stopping, &self.wanted_until_us);
+    pub fn stop_unwanted(&mut self, inventory: &Inventory) -> Vec<Action> {
+        self.wanted_by
+            .retain(|guest, _| inventory.guests.contains_key(guest));
+        let (stopping, wanted) = (&self.stopping, &self.wanted_by);
         let unwanted = |(name, local): &(&GuestId, &LocalGuest)| {
             local.state != GuestState::Arriving
                 && !stopping.contains(*name)
-                && !wanted.contains_key(*name)
-                && inventory
-                    .guests
-                    .get(*name)
-                    .is_some_and(|g| g.desired == Desired::Stopped)
+                && inventory.guests.get(*name).is_some_and(|read| {
+                    let is_news = wanted.get(*name).is_none_or(|by| read.revision > *by);
+                    read.desired == Desired::Stopped && is_news
+                })
         };
         let unwanted = self
             .locals

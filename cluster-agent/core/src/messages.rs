@@ -131,6 +131,9 @@ pub struct StartOrder {
     pub leader_epoch: u64,
     /// The lease epoch the order is based on: the guest is to be taken over from it.
     pub from_epoch: u64,
+    /// Revision of the spec that says that it shall run; an older one is not to stop it.
+    #[serde(default)]
+    pub spec_revision: u64,
     /// Why, for the history.
     pub because: String,
 }

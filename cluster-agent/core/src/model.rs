@@ -174,6 +174,9 @@ pub struct Guest {
     /// What the operator wants of it. A guest that shall run and has no host waits for one.
     #[serde(default)]
     pub desired: Desired,
+    /// Revision of its spec: of two readings the later has the larger one.
+    #[serde(default)]
+    pub revision: u64,
     /// What its spec grants it: vCPUs (as `mcpu`) and configured memory.
     pub configured: Resources,
     /// What is guaranteed to it; admission and packing count this. Memory is at least what
@@ -212,6 +215,7 @@ impl Guest {
         Self {
             host: None,
             desired: Desired::Running,
+            revision: 0,
             configured: size,
             reservation: size,
             demand: size,

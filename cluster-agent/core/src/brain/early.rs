@@ -76,7 +76,7 @@ impl Brain {
             return;
         };
         let me = (&self.me, self.hold.is_live(self.now_us));
-        match self.member.ordered(self.now_us, me, inventory, from, order) {
+        match self.member.ordered(me, inventory, from, order) {
             Ok(start) => actions.extend(start),
             Err(refusal) => self.send_or_take(from.clone(), Message::Started(refusal), actions),
         }

@@ -235,6 +235,7 @@ fn a_stale_leader_is_not_obeyed() {
             guest: "web".into(),
             leader_epoch,
             from_epoch: 3,
+            spec_revision: 0,
             because: String::new(),
         }),
     };
@@ -258,7 +259,10 @@ fn a_guest_ordered_to_start_is_not_stopped_by_an_old_reading() {
     let Event::Inventory(mut old) = inventory(&["a", "b"], &["web"]) else {
         unreachable!()
     };
-    old.guests.get_mut("web").unwrap().desired = Desired::Stopped;
+    let web = old.guests.get_mut("web").unwrap();
+    (web.desired, web.revision) = (Desired::Stopped, 7);
+    let mut new = old.clone();
+    new.guests.get_mut("web").unwrap().revision = 9;
     brain.step(0, Event::Inventory(old));
     brain.step(0, Event::Hold(Hold::new(1 << 40, 1)));
     brain.step(0, Event::LeaderLease(held(5, "a", 7)));
@@ -266,6 +270,7 @@ fn a_guest_ordered_to_start_is_not_stopped_by_an_old_reading() {
         guest: "web".into(),
         leader_epoch: 5,
         from_epoch: 3,
+        spec_revision: 8,
         because: String::new(),
     };
     let (from, message) = (HostId::from("a"), Message::Start(order));
@@ -280,7 +285,8 @@ fn a_guest_ordered_to_start_is_not_stopped_by_an_old_reading() {
     brain.step(2, Event::Local { guest, now });
     let stops = |actions: Vec<Action>| actions.iter().any(|a| matches!(a, Action::Stop { .. }));
     assert!(!stops(brain.step(3, Event::Tick)));
-    assert!(stops(brain.step(20_000 * MS, Event::Tick)));
+    assert!(!stops(brain.step(20_000 * MS, Event::Tick)));
+    assert!(stops(brain.step(20_001 * MS, Event::Inventory(new))));
 }
 
 #[test]
@@ -498,6 +504,7 @@ fn start_order(guest: &str) -> Event {
             guest: guest.into(),
             leader_epoch: 1,
             from_epoch: 0,
+            spec_revision: 0,
             because: "it shall run".into(),
         }),
     }

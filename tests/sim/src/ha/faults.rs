@@ -224,6 +224,7 @@ impl World {
                 let mut inventory = (*self.inventory).clone();
                 if let Some(guest) = inventory.guests.get_mut(&guest) {
                     guest.desired = desired;
+                    guest.revision += 1;
                 }
                 self.publish(inventory);
             }

@@ -76,6 +76,8 @@ pub enum Ev {
 pub enum Input {
     /// The lease as it is, before it is claimed.
     Seen(Option<LeaseRecord>),
+    /// The datastore did not answer.
+    NotRead,
     Event(lease::Event),
     /// The machine is built, or could not be.
     Built(bool),

@@ -32,6 +32,11 @@ impl World {
                 }
                 self.try_claim(host, subject, trace);
             }
+            Input::NotRead => {
+                let why = "its lease cannot be read".to_owned();
+                self.answer(host, subject, StartOutcome::Failed { why }, trace);
+                self.forget_claim(host, subject);
+            }
             Input::Event(event) => self.lease_step(host, subject, event, trace),
             Input::Built(works) => self.built(host, subject, works, trace),
             Input::Down => {

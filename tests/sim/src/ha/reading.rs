@@ -95,11 +95,11 @@ impl World {
 
     pub fn look(&mut self, host: usize, subject: &str) {
         let took = self.latency() + self.latency();
-        if self.reaches_storage(host) {
-            let seen = self.storage.last(subject).cloned();
-            self.lease_hears(took, host, subject, Input::Seen(seen));
+        let input = if self.reaches_storage(host) {
+            Input::Seen(self.storage.last(subject).cloned())
         } else {
-            self.forget_claim(host, subject);
-        }
+            Input::NotRead
+        };
+        self.lease_hears(took, host, subject, input);
     }
 }

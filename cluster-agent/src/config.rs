@@ -42,6 +42,17 @@ pub struct Config {
 }
 
 impl Config {
+    /// The same wherever it is looked at from: guests' VMMs run in directories of their own.
+    pub fn absolute(mut self) -> std::io::Result<Self> {
+        self.datastore = std::path::absolute(&self.datastore)?;
+        self.run_dir = std::path::absolute(&self.run_dir)?;
+        // A bare name is looked for in $PATH.
+        if let Some(vmm) = self.vmm.take_if(|vmm| vmm.components().count() > 1) {
+            self.vmm = Some(std::path::absolute(vmm)?);
+        }
+        Ok(self)
+    }
+
     /// Socket of the local API.
     pub fn socket(&self) -> PathBuf {
         self.run_dir.join("agent.sock")
@@ -64,5 +75,33 @@ impl Config {
             .clone()
             .or_else(|| beside_us().filter(|path| path.exists()))
             .unwrap_or_else(|| PathBuf::from("vmm"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn paths_mean_the_same_from_everywhere() {
+        let told = [
+            "cluster-agent",
+            "--datastore",
+            "store",
+            "--vmm",
+            "bin/vmm",
+            "--run-dir",
+            "/r",
+        ];
+        let config = Config::parse_from(told).absolute().unwrap();
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(config.datastore, here.join("store"));
+        assert_eq!(config.vmm, Some(here.join("bin/vmm")));
+        assert_eq!(config.run_dir, Path::new("/r"));
+        let named = ["cluster-agent", "--datastore", "/s", "--vmm", "vmm"];
+        let config = Config::parse_from(named).absolute().unwrap();
+        assert_eq!(config.vmm_program(), Path::new("vmm"));
     }
 }

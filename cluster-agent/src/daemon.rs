@@ -88,6 +88,9 @@ fn host_error(act: &'static str, object: impl ToString) -> impl FnOnce(io::Error
 /// Run the agent until it is told to stop. Guests run on.
 pub async fn run(config: Config) -> Result<(), DaemonError> {
     let manager = Manager::from_env();
+    let config = config
+        .absolute()
+        .map_err(host_error("find", "the current directory"))?;
     let mut facts =
         HostFacts::discover(config.address).map_err(host_error("look at", "this host"))?;
     if let Some(name) = &config.name {

@@ -104,7 +104,9 @@ fn guests(
                 (Some(GuestState::Starting), ..) => "starting",
                 (Some(GuestState::Paused), ..) => "paused",
                 (Some(GuestState::Arriving), ..) => "arriving",
-                (Some(GuestState::Running { .. }), ..) | (None, Some(_), _) => "running",
+                (Some(GuestState::Running { .. }), ..) => "running",
+                // Its host has its lease and has not said what it does, or not yet let it go.
+                (None, Some(_), _) => "unknown",
                 (None, None, Some(_)) => "waiting",
                 (None, None, None) => "stopped",
             };
@@ -122,6 +124,7 @@ fn guests(
                 protected: file.protected,
                 after: file.after.clone(),
                 epoch: local.map_or(0, |local| local.epoch),
+                failed_starts: brain.failed_starts(name),
                 reason,
             }
         })

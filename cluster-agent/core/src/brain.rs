@@ -156,6 +156,12 @@ impl Brain {
             .unwrap_or_default()
     }
 
+    /// On the leader: how many starts of it have failed since it last ran or somebody acted.
+    pub fn failed_starts(&self, guest: &GuestId) -> u32 {
+        let leading = self.leading.as_ref();
+        leading.map_or(0, |leading| leading.failover.failed_starts(guest))
+    }
+
     /// On the leader: migrate a guest, to the best host if none is named. Answers where it is,
     /// where it goes and the number of the order; how it went is told by the history.
     pub fn migrate(

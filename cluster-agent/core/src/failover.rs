@@ -18,7 +18,7 @@ mod plan;
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::messages::StartOutcome;
@@ -90,6 +90,8 @@ struct Ordered {
 #[derive(Debug, Clone, Default)]
 struct Trouble {
     attempts: u32,
+    /// Why the last of them failed.
+    last: String,
     tried: BTreeSet<HostId>,
     not_before_us: u64,
 }
@@ -121,6 +123,13 @@ impl Failover {
     /// Guests that wait, and for what.
     pub fn waiting(&self) -> impl Iterator<Item = (&GuestId, &String)> {
         self.said.iter()
+    }
+
+    /// How many starts of it have failed since it last ran or somebody acted.
+    pub fn failed_starts(&self, guest: &GuestId) -> u32 {
+        self.troubles
+            .get(guest)
+            .map_or(0, |trouble| trouble.attempts)
     }
 
     /// Somebody found a host for a guest that is about to be wanted.
@@ -167,10 +176,7 @@ impl Failover {
                 let trouble = self.troubles.entry(guest.clone()).or_default();
                 trouble.tried.insert(host.clone());
                 trouble.not_before_us = now_us + REFUSED_PAUSE_US;
-                Some(Decision::Failed {
-                    guest: guest.clone(),
-                    because: format!("{host} refused to start it: {why}"),
-                })
+                Some(self.say_failed(guest, format!("{host} refused to start it: {why}")))
             }
         }
     }
@@ -184,18 +190,27 @@ impl Failover {
     ) -> Decision {
         let trouble = self.troubles.entry(guest.clone()).or_default();
         trouble.attempts += 1;
+        trouble.last = format!("on {host}: {why}");
         trouble.tried.insert(host.clone());
         let next = if trouble.attempts >= settings.start_attempts {
-            "given up until somebody acts".to_string()
+            "given up until somebody acts"
         } else {
-            "will be tried elsewhere".to_string()
+            "will be tried again"
         };
+        let because = format!(
+            "attempt {} of {} on {host}: {why}; {next}",
+            trouble.attempts, settings.start_attempts
+        );
+        self.say_failed(guest, because)
+    }
+
+    /// Until the next attempt this is what it waits for.
+    fn say_failed(&mut self, guest: &GuestId, because: String) -> Decision {
+        self.said
+            .insert(guest.clone(), format!("start failed: {because}"));
         Decision::Failed {
             guest: guest.clone(),
-            because: format!(
-                "attempt {} of {} on {host}: {why}; {next}",
-                trouble.attempts, settings.start_attempts
-            ),
+            because,
         }
     }
 
@@ -336,7 +351,10 @@ impl Failover {
         }
         let trouble = self.troubles.get(guest).cloned().unwrap_or_default();
         if trouble.attempts >= at.settings.start_attempts {
-            return Next::Waits(format!("given up after {} attempts", trouble.attempts));
+            let Trouble { attempts, last, .. } = trouble;
+            return Next::Waits(format!(
+                "given up after {attempts} attempts, the last {last}"
+            ));
         }
         if now_us < trouble.not_before_us {
             return Next::Nothing;

@@ -13,6 +13,9 @@ use crate::http::client::{Client, Endpoint};
 
 /// A VMM answers within this.
 const CONTROL_LIMIT: Duration = Duration::from_secs(5);
+/// What is listed rests on reports, which come a little late: whoever looks after having paused a
+/// guest shall see it paused, and waits for that no longer than this.
+const SEEN_WITHIN: Duration = Duration::from_secs(5);
 
 /// What people and scripts may ask.
 pub fn public() -> Router<Arc<Api>> {
@@ -24,6 +27,7 @@ pub fn public() -> Router<Arc<Api>> {
 
 async fn pause(State(api): State<Arc<Api>>, Path(guest): Path<String>) -> Answer {
     pass_on(&api, &guest, "pause", "/v1/pause").await?;
+    await_seen(&api, &guest, "paused").await;
     Ok(said(format!(
         "{guest} stands still; go on with: godwit resume {guest}"
     )))
@@ -31,12 +35,19 @@ async fn pause(State(api): State<Arc<Api>>, Path(guest): Path<String>) -> Answer
 
 async fn resume(State(api): State<Arc<Api>>, Path(guest): Path<String>) -> Answer {
     pass_on(&api, &guest, "resume", "/v1/resume").await?;
+    await_seen(&api, &guest, "running").await;
     Ok(said(format!("{guest} runs")))
 }
 
 async fn reboot(State(api): State<Arc<Api>>, Path(guest): Path<String>) -> Answer {
     pass_on(&api, &guest, "reboot", "/v1/reset").await?;
     Ok(said(format!("{guest} is reset and boots on the same host")))
+}
+
+async fn await_seen(api: &Api, guest: &str, state: &str) {
+    let seen = api.wait_for(guest, |view| (view.state == state).then(String::new));
+    // It is done in any case.
+    let _ = tokio::time::timeout(SEEN_WITHIN, seen).await;
 }
 
 async fn pass_on(api: &Api, guest: &str, act: &str, path: &str) -> Result<(), Refused> {

@@ -49,6 +49,9 @@ const ACT_LIMIT: Duration = Duration::from_mins(4);
 /// A leader that lives has drawn its picture within this.
 const PICTURE_LIMIT: Duration = Duration::from_secs(3);
 const POLL: Duration = Duration::from_millis(200);
+/// A guest that failed to start everywhere it could, and that nobody tries to start for so long,
+/// is not waited for any longer.
+const STUCK_AFTER: Duration = Duration::from_secs(3);
 /// Most events given at once.
 const EVENTS_MAX: usize = 10_000;
 const EVENTS_DEFAULT: usize = 100;
@@ -333,19 +336,30 @@ impl Api {
     }
 
     /// Wait until the guest is as `done` says, or say how it stands.
-    async fn wait_for(
+    pub async fn wait_for(
         &self,
         guest: &str,
         done: impl Fn(&super::views::GuestView) -> Option<String>,
     ) -> Answer {
         let give_up = Instant::now() + ACT_LIMIT;
         let mut last = String::from("nothing is known of it yet");
+        let mut stuck_since = None;
         while Instant::now() < give_up {
             if let Ok(view) = self.view().await
                 && let Some(found) = view.guests.iter().find(|g| g.name == guest)
             {
                 if let Some(words) = done(found) {
                     return Ok(said(words));
+                }
+                let is_stuck = found.failed_starts > 0 && found.host.is_none();
+                match &found.reason {
+                    Some(why) if is_stuck => {
+                        let since = stuck_since.get_or_insert_with(Instant::now);
+                        if since.elapsed() >= STUCK_AFTER {
+                            return Err(Refused(StatusCode::CONFLICT, is_stuck_words(guest, why)));
+                        }
+                    }
+                    _ => stuck_since = None,
                 }
                 last = match &found.reason {
                     Some(reason) => format!("{}: {reason}", found.state),
@@ -358,6 +372,10 @@ impl Api {
         let why = format!("{guest} is not there after {limit} s ({last}); see: godwit events");
         Err(Refused(StatusCode::GATEWAY_TIMEOUT, why))
     }
+}
+
+fn is_stuck_words(guest: &str, why: &str) -> String {
+    format!("{guest} is to run and does not: {why}; to have it off: godwit stop {guest}")
 }
 
 pub(super) fn no_guest(name: &str, error: StoreError) -> Refused {

@@ -87,7 +87,8 @@ pub struct GuestView {
     pub name: String,
     /// The host that holds its lease, if one does.
     pub host: Option<HostId>,
-    /// What is observed: stopped, waiting, starting, running, paused, migrating, stopping, failed.
+    /// What is observed: stopped, waiting, starting, running, paused, arriving; unknown while the
+    /// host that has its lease has not said.
     pub state: String,
     /// What its owner wants.
     pub desired: Desired,
@@ -112,6 +113,9 @@ pub struct GuestView {
     pub after: BTreeMap<GuestId, Readiness>,
     /// Epoch of its lease: how often the right to run it changed hands.
     pub epoch: u64,
+    /// Starts that failed since it last ran or somebody acted.
+    #[serde(default)]
+    pub failed_starts: u32,
     /// Why it is in this state, when that is worth saying.
     pub reason: Option<String>,
 }

@@ -86,7 +86,7 @@ fn cluster() -> Value {
             "desired": { "enum": ["running", "stopped"] }, "cpus": number, "memory_mib": number,
             "demand_mcpu": number, "score_permille": or_null(&number),
             "rates": or_null(&json!({ "type": "object" })), "priority": reference("Priority"),
-            "protected": { "type": "boolean" }, "epoch": number, "reason": or_null(&text),
+            "protected": { "type": "boolean" }, "epoch": number, "failed_starts": number, "reason": or_null(&text),
             "after": reference("After")
         })),
         "Priority": { "enum": ["highest", "high", "medium", "low", "lowest"] },

@@ -1,5 +1,7 @@
 //! What becomes of starts that fail.
 
+use alloc::string::ToString;
+
 use super::*;
 use crate::model::{Guest, Host, Resources};
 
@@ -75,7 +77,20 @@ fn a_start_that_fails_is_tried_elsewhere_and_given_up_in_the_end_and_all_is_said
     assert_eq!(tried.len(), 5, "{tried:?}");
     tried[..3].sort();
     assert_eq!(tried[..3], ["a", "b", "c"], "each host once, then anew");
-    assert_eq!(waits, ["given up after 5 attempts"], "said once");
+    let [given_up] = &waits[..] else {
+        panic!("said once: {waits:?}");
+    };
+    let last = format!(
+        "given up after 5 attempts, the last on {}: no /dev/kvm",
+        tried[4]
+    );
+    assert_eq!(*given_up, last);
+    assert_eq!(failover.failed_starts(&web), 5);
+    assert!(
+        failover
+            .waiting()
+            .any(|(guest, why)| *guest == web && *why == last)
+    );
     failover.forgive(Some(&web));
     let again = failover.step(3600 * SECOND, &stage.now());
     assert!(matches!(again[..], [Decision::Order { .. }]), "{again:?}");

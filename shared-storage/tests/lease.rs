@@ -99,6 +99,27 @@ fn expect(held: &HeldLease, wanted: &Notice) {
 }
 
 #[test]
+fn a_rehearsal_of_the_hand_over_leaves_nothing_behind() {
+    let world = World::new();
+    let host = world.host("a");
+    let _lease = world.claim(&host, None).unwrap();
+    let (before, last) = (names(&world), world.files().last().unwrap());
+    world.files().rehearse().unwrap();
+    assert_eq!(
+        (names(&world), world.files().last().unwrap()),
+        (before, last)
+    );
+}
+
+fn names(world: &World) -> Vec<std::ffi::OsString> {
+    let files = world.files();
+    let entries = std::fs::read_dir(files.dir()).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    names
+}
+
+#[test]
 fn one_holder_at_a_time_and_release_frees_at_once() {
     let world = World::new();
     let (a, b) = (world.host("a"), world.host("b"));

@@ -141,6 +141,11 @@ impl Citizen {
         }
     }
 
+    /// How long handing the lease over would take now.
+    pub fn hand_over_takes(&self) -> Result<Duration, StoreError> {
+        self.store.guest(&self.guest)?.lease().rehearse()
+    }
+
     /// What became of `attempt`, begun when the source held `from`. An error means that it
     /// cannot be found out now.
     pub fn verdict(&self, attempt: &Attempt, from: &LeaseRecord) -> Result<Verdict, StoreError> {

@@ -27,4 +27,5 @@ pub mod pci;
 mod sampling;
 mod slim;
 mod threads;
+mod urgent;
 pub mod vcpu;

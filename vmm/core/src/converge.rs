@@ -9,7 +9,8 @@
 //!
 //! where `fixed` is the measured cost of stopping, moving the machine's state and starting.
 //! The policy switches over once that is short enough and one more round would not make it
-//! noticeably shorter. It goes on while rounds still shrink. When they do not, it holds those
+//! noticeably shorter. It goes on while rounds still shrink, and where memory would take more than
+//! all the rest a little longer. When they do not, it holds those
 //! processors back that dirty memory, step by step; and when that does not help, it does what
 //! the operator chose: give up, or accept the best there is.
 
@@ -159,9 +160,11 @@ impl Converge {
         let predicted_us = self.predict_us(round.dirty_bytes);
         let shrinks = u128::from(round.dirty_bytes) * 100
             <= u128::from(self.last_dirty) * u128::from(SHRINKS_BELOW_PERCENT);
-        let is_noticeable =
-            self.send_us(round.dirty_bytes) > self.fixed_us / 100 * NOTICEABLE_PERCENT;
-        let worth_another = shrinks && is_noticeable && self.rounds < ROUNDS_MAX;
+        let memory_us = self.send_us(round.dirty_bytes);
+        let is_noticeable = memory_us > self.fixed_us / 100 * NOTICEABLE_PERCENT;
+        let worth_another = is_noticeable
+            && self.rounds < ROUNDS_MAX
+            && (shrinks || (memory_us > self.fixed_us && self.may_shrink()));
         let is_short = predicted_us <= self.goal.blackout_max_us;
         if is_short && !worth_another {
             return Decision::SwitchOver { predicted_us };
@@ -184,9 +187,16 @@ impl Converge {
         self.resigned(predicted_us)
     }
 
+    /// The round did not shrink: might the next one? One round may be noise, and a guest that is
+    /// held back already is better moved soon than spared the next step.
+    fn may_shrink(&self) -> bool {
+        let can_tighten = (1..THROTTLE_PERCENT.len()).contains(&self.throttle_steps);
+        self.rounds < LATE_ROUND && (self.stuck < FREE_ROUNDS_MAX || can_tighten)
+    }
+
     /// It does not get any better.
     fn resigned(&self, predicted_us: u64) -> Decision {
-        if self.goal.accept_longer {
+        if self.goal.accept_longer || predicted_us <= self.goal.blackout_max_us {
             Decision::SwitchOver { predicted_us }
         } else {
             Decision::GiveUp { predicted_us }

@@ -13,3 +13,4 @@ pub mod lifecycle;
 pub mod mac;
 pub mod migration;
 pub mod spec;
+pub mod standstill;

@@ -16,8 +16,8 @@ pub mod state;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc;
 
+use kvm_ioctls::VcpuFd;
 use vmm_core::compat::CpuidLeaf;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -27,9 +27,14 @@ use crate::devices::virtio::net::NetCounters;
 use crate::kvm::VirtualMachine;
 use crate::pci::PciRoot;
 use crate::vcpu::Vcpu;
+use crate::vcpu::state::{self as processor, Known, StateError, VcpuState};
 pub use backends::{BackendError, Backends, DiskAccess};
 pub use build::MachineError;
 pub use state::{Draft, MachineState, Saving};
+
+/// So many processors are copied or poured into sooner one by one, by whoever wants it, than their
+/// threads are awake; those of all others work meanwhile.
+const BY_HAND_MAX: usize = 2;
 
 /// The parts of a machine, whatever it does. Processors come first: they go first.
 struct Machine {
@@ -202,40 +207,39 @@ impl Machine {
     }
 
     fn prepare(&self, draft: Draft) -> Result<(), MachineError> {
-        let mut cpuids = draft.cpuids.into_iter();
-        let replies = self.each_vcpu(|vcpu, reply| {
-            if let Some(cpuid) = cpuids.next() {
-                vcpu.identify(cpuid, reply);
-            }
-        });
-        state::collect(replies)?;
+        let identify = |cpuid: Vec<_>| {
+            move |fd: &VcpuFd, known: &mut Known| processor::identify(fd, known, &cpuid)
+        };
+        self.each_vcpu(draft.cpuids.into_iter().map(identify))?;
         Ok(self.pci.restore(&draft.pci)?)
     }
 
     fn begin_save(&self) -> Saving {
-        Saving(self.each_vcpu(Vcpu::save))
+        let others = self.vcpus.iter().skip(BY_HAND_MAX);
+        Saving(others.map(|vcpu| vcpu.have_done(save)).collect())
     }
 
-    fn finish_save(&self, Saving(replies): Saving) -> Result<MachineState, MachineError> {
+    fn finish_save(&self, Saving(others): Saving) -> Result<MachineState, MachineError> {
+        let vcpus = self.vcpus.iter().take(BY_HAND_MAX);
+        let vcpus: Result<Vec<_>, _> = vcpus.map(|vcpu| vcpu.act(save)).collect();
+        let mut vcpus = vcpus?;
+        vcpus.extend(state::collect(others)?);
         let platform = state::save_platform(&self.vm.fd)?;
         Ok(MachineState {
             version: state::STATE_VERSION,
             platform,
             serial: self.serial.save(),
             pci: self.pci.save(),
-            vcpus: state::collect(replies)?,
+            vcpus,
         })
     }
 
     fn restore(&self, state: MachineState) -> Result<(), MachineError> {
         state.check(self.vcpus.len())?;
-        let mut vcpus = state.vcpus.into_iter();
-        let replies = self.each_vcpu(|vcpu, reply| {
-            if let Some(state) = vcpus.next() {
-                vcpu.restore(state, reply);
-            }
-        });
-        state::collect(replies)?;
+        let restore = |state: VcpuState| {
+            move |fd: &VcpuFd, known: &mut Known| processor::restore(fd, known, &state)
+        };
+        self.each_vcpu(state.vcpus.into_iter().map(restore))?;
         state::restore_platform(&self.vm.fd, &state.platform)?;
         self.serial
             .restore(&state.serial)
@@ -243,17 +247,22 @@ impl Machine {
         Ok(self.pci.restore(&state.pci)?)
     }
 
-    fn each_vcpu<T>(
-        &self,
-        mut order: impl FnMut(&Vcpu, mpsc::Sender<T>),
-    ) -> Vec<mpsc::Receiver<T>> {
-        let orders = self.vcpus.iter().map(|vcpu| {
-            let (reply, answer) = mpsc::channel();
-            order(vcpu, reply);
-            answer
-        });
-        orders.collect()
+    /// Do to each parked processor what is due to it.
+    fn each_vcpu<Act>(&self, acts: impl Iterator<Item = Act>) -> Result<(), MachineError>
+    where
+        Act: FnOnce(&VcpuFd, &mut Known) -> Result<(), StateError> + Send + 'static,
+    {
+        let mut acts = self.vcpus.iter().zip(acts);
+        let by_hand: Vec<_> = acts.by_ref().take(BY_HAND_MAX).collect();
+        let others = acts.map(|(vcpu, act)| vcpu.have_done(act)).collect();
+        let mut by_hand = by_hand.into_iter();
+        by_hand.try_for_each(|(vcpu, act)| vcpu.act(act))?;
+        state::collect(others).map(drop)
     }
+}
+
+fn save(fd: &VcpuFd, known: &mut Known) -> Result<VcpuState, StateError> {
+    processor::save(fd, known)
 }
 
 impl Drop for Machine {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -25,8 +26,10 @@ use crate::machine::state::STATE_VERSION;
 use crate::notice::Notice;
 use crate::vcpu::state::VcpuState;
 
-/// The datastore has so long to answer at the commit.
+/// The datastore has so long to answer at the commit, ...
 const COMMIT_LIMIT: Duration = Duration::from_secs(10);
+/// ... and so long beyond the first round to say beforehand how long that would take.
+const REHEARSAL_LIMIT: Duration = Duration::from_millis(500);
 
 /// Departures of one guest: one at a time.
 #[derive(Default)]
@@ -138,6 +141,7 @@ fn depart(
         since,
         attempt,
         lease,
+        commit: rehearse_commit(guest),
         throttle: Throttle::new(guest.clone()),
         saving: None,
     };
@@ -165,6 +169,20 @@ fn random_token() -> std::io::Result<Token> {
     Ok(token)
 }
 
+/// Find out how long the commit would take, while memory travels: a datastore that is silent must
+/// not keep the migration waiting.
+fn rehearse_commit(guest: &Arc<Guest>) -> Option<Receiver<Duration>> {
+    let lease = guest.lease()?.clone();
+    let (sender, receiver) = sync_channel(1);
+    let rehearse = move || match lease.citizen().hand_over_takes() {
+        // Nobody waits any more where that took too long.
+        Ok(took) => drop(sender.send(took)),
+        Err(error) => tracing::debug!(error = one_line(&error), "cannot rehearse the commit"),
+    };
+    let thread = std::thread::Builder::new().name("commit-rehearsal".into());
+    thread.spawn(rehearse).ok().map(|_| receiver)
+}
+
 fn disks(guest: &Guest) -> Result<Vec<ImageIdentity>, MigrationError> {
     let disks = guest.backends().disks.iter();
     let identities = disks.map(|disk| disk.identity());
@@ -178,6 +196,8 @@ struct Driver<'a> {
     attempt: Token,
     /// The lease as it was when the migration began.
     lease: Option<LeaseRecord>,
+    /// How long the commit would take.
+    commit: Option<Receiver<Duration>>,
     throttle: Throttle,
     /// Its state is being copied.
     saving: Option<Saving>,
@@ -190,6 +210,12 @@ impl SourceGuest for Driver<'_> {
 
     fn stop_takes(&self) -> Option<Duration> {
         self.throttle.stop_takes()
+    }
+
+    fn commit_takes(&mut self) -> Option<Duration> {
+        let took = self.commit.as_ref()?.recv_timeout(REHEARSAL_LIMIT);
+        self.commit = None;
+        took.ok()
     }
 
     fn throttle(&mut self, percents: &[u8]) {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_core::forecast::{Dirtied, Measured, forecast};
 use vmm_core::migration::{Forecast, Phase};
+use vmm_core::standstill::Standstill;
 
 use super::MigrationError;
 use super::dirty::{PAGE_BYTES, SlotBitmap};
@@ -18,7 +19,7 @@ use super::pages::Touched;
 use super::round::CHUNK_WORDS;
 use super::session::Session;
 use super::source::SourceGuest;
-use super::standstill::Standstill;
+use super::standstill::{measure_source, measure_target};
 
 /// No more memory is sent after so long ...
 const PROBE_TIME: Duration = Duration::from_millis(150);
@@ -34,8 +35,6 @@ const WATCHED_PAGES_MAX: u64 = 16 << 10;
 const CLEAR_WORDS: usize = 512;
 /// When the watched pages are looked at, from the moment on at which they are clean.
 const LOOKS_MS: [u64; 5] = [10, 20, 40, 80, 160];
-/// So often stopping is tried.
-const STOPS: u32 = 5;
 
 /// What the target is told in the end.
 const FAREWELL: &str = "it was a dry run";
@@ -43,7 +42,7 @@ const FAREWELL: &str = "it was a dry run";
 /// Measure, and tell what would come of it.
 pub fn rehearse(
     session: &mut Session<'_>,
-    driver: &dyn SourceGuest,
+    driver: &mut dyn SourceGuest,
     began: Instant,
 ) -> Result<Forecast, MigrationError> {
     let setup_us = micros(began.elapsed());
@@ -51,13 +50,14 @@ pub fn rehearse(
         .watch
         .update(|progress| progress.phase = Phase::Copying);
     let mut standstill = Standstill::default();
-    standstill.measure_target(session)?;
+    measure_target(&mut standstill, session)?;
     let empty_round_us = standstill.empty_round_us();
     let link = probe(session, empty_round_us)?;
     let dirtied = sample(session)?;
-    for _ in 0..STOPS {
-        standstill.measure_stop(driver);
-    }
+    measure_source(&mut standstill, driver);
+    let began = Instant::now();
+    session.tracker.dirty_bytes()?;
+    standstill.look_took(micros(began.elapsed()));
     session.abort(FAREWELL);
     let fixed_us = standstill.fixed_us();
     let measured = Measured {

@@ -15,15 +15,17 @@ use vm_memory::GuestMemoryBackend;
 use vmm_core::converge::{Converge, Decision, Round};
 use vmm_core::history::History;
 use vmm_core::migration::{Forecast, Migrate, Phase, Steps, Summary};
+use vmm_core::standstill::Standstill;
 
 use super::dirty::{SlotBitmap, hot_last};
 use super::pages::{self, Touched};
 use super::session::{Guest, Session};
-use super::standstill::Standstill;
+use super::standstill::{measure_source, measure_target, micros_since};
 use super::stream::Security;
 use super::watch::Watch;
 use super::wire::{Kind, Ready, Running, StateFrame};
 use super::{MigrationError, rehearsal};
+use crate::urgent::Urgent;
 
 /// From stopping the guest to the commit, the other side must not take longer than this or
 /// than some times what was predicted, whichever is more ...
@@ -59,6 +61,8 @@ pub trait SourceGuest: Send {
     fn faults(&self) -> Vec<u64>;
     /// How long stopping it would take now, where that can be told without doing it.
     fn stop_takes(&self) -> Option<Duration>;
+    /// How long handing over the right to run it would take, once that is known.
+    fn commit_takes(&mut self) -> Option<Duration>;
     /// Hold each of them back by so many per cent of its time, until it stops.
     fn throttle(&mut self, percents: &[u8]);
     /// What is known of its state while it runs, encoded; none once it has ended.
@@ -174,6 +178,7 @@ fn proceed(
         converge: Converge::new(wish.goal, None),
         standstill: Standstill::default(),
         steps: Steps::default(),
+        urgent: None,
     };
     source.run(driver)
 }
@@ -186,6 +191,8 @@ struct Source<'a> {
     converge: Converge,
     standstill: Standstill,
     steps: Steps,
+    /// From stopping the guest on.
+    urgent: Option<Urgent>,
 }
 
 /// Measures steps that follow each other.
@@ -219,6 +226,8 @@ impl Source<'_> {
         };
         let lifeline = &self.watch.lifeline;
         lifeline.limit(STANDSTILL_MAX.max(predicted) + verifying);
+        // Comparing all memory takes a processor for long.
+        self.urgent = (!self.wish.verify).then(Urgent::new);
         let mut clock = StepClock(Instant::now());
         let ready = match self.switch_over(driver, &mut clock).and_then(|ready| {
             // Whoever wants to end it has to come before this.
@@ -268,7 +277,7 @@ impl Source<'_> {
             .update(|progress| progress.phase = Phase::Copying);
         self.watch.tell();
         self.tell_draft(driver)?;
-        self.standstill.measure_target(&mut self.session)?;
+        measure_target(&mut self.standstill, &mut self.session)?;
         let touched = Touched::open().ok();
         let mut history = vec![History::default(); self.session.memory.num_regions()];
         loop {
@@ -277,6 +286,7 @@ impl Source<'_> {
             let first = self.session.round == 0;
             let sent_before = self.watch.sent_bytes.load(Ordering::Relaxed);
             let mut dirty = self.session.tracker.collect()?;
+            self.standstill.look_took(micros_since(before));
             // At first every page counts as dirty, which says nothing of it.
             if !first {
                 dirty = hot_last(dirty, &mut history);
@@ -287,7 +297,7 @@ impl Source<'_> {
                 .send_round(&dirty, touched.as_ref().filter(|_| first), true)?;
             self.session.hear_round_done()?;
             self.watch.lifeline.check()?;
-            let took_us = before.elapsed().as_micros() as u64;
+            let took_us = micros_since(before);
             driver.write_back();
             let left = self.session.tracker.dirty_bytes()?;
             let round = Round {
@@ -298,7 +308,7 @@ impl Source<'_> {
             let faults = driver.faults();
             let new_faults = faults.iter().zip(&faults_before);
             let new_faults: Vec<u64> = new_faults.map(|(now, then)| now - then).collect();
-            self.standstill.measure_stop(driver);
+            measure_source(&mut self.standstill, driver);
             self.converge.set_fixed(self.standstill.fixed_us());
             let decision = self.converge.after(round, &new_faults);
             self.watch.update(|progress| {
@@ -381,6 +391,8 @@ impl Source<'_> {
             self.session.hurry(RUNS_MAX);
         }
         let told = self.session.tell(Kind::Commit, &epoch);
+        // The guest may run on this very host, which then has better things to do than to hear of it.
+        self.urgent = None;
         let runs = told.and_then(|()| self.session.expect::<Running>(Kind::Running));
         let start_us = clock.step();
         let guest_start_us = match runs {

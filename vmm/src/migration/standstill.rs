@@ -1,66 +1,47 @@
-//! For how long the guest will stand still whatever it does: stopping it, moving the machine's
-//! state, handing over. Measured without stopping it.
+//! Measures for [`Standstill`] what it takes to move the guest besides memory, without stopping it.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
+
+use vmm_core::standstill::Standstill;
 
 use super::MigrationError;
 use super::session::Session;
 use super::source::SourceGuest;
 
-/// Rounds without memory, of which the fastest counts.
-const EMPTY_ROUNDS: u32 = 3;
-/// Times that something goes to the target and back while the guest stands still: the last
-/// round with the state, and the commit.
-const EXCHANGES: u64 = 2;
-/// What the target measures of the state it does over and over, in peace. At the switch-over caches
-/// are cold and threads asleep: it takes so many tenths of that (docs/benchmarks.md).
-const COLD_TENTHS: u64 = 16;
-/// The guest finds none of its memory mapped on the target: its first steps take so long.
-const FIRST_STEPS_US: u64 = 250;
+/// Rounds without memory.
+const EMPTY_ROUNDS: u32 = 5;
+/// Stops that are tried at a time.
+const STOPS: u32 = 3;
 
-/// What is known of it by now.
-#[derive(Debug, Default)]
-pub struct Standstill {
-    state_us: u64,
-    empty_round_us: u64,
-    /// How long stopping would have taken, in order.
-    stops: Vec<Duration>,
+/// Ask the target, before the first round: its part of moving the state, and how far away it is.
+pub fn measure_target(
+    standstill: &mut Standstill,
+    session: &mut Session<'_>,
+) -> Result<(), MigrationError> {
+    standstill.state_took(session.accept.state_us);
+    for _ in 0..EMPTY_ROUNDS {
+        let began = Instant::now();
+        session.send_round(&[], None, true)?;
+        session.hear_round_done()?;
+        standstill.exchange_took(micros_since(began));
+    }
+    Ok(())
 }
 
-impl Standstill {
-    /// Ask the target, before the first round: its part of moving the state, and how far away it is.
-    pub fn measure_target(&mut self, session: &mut Session<'_>) -> Result<(), MigrationError> {
-        self.state_us = session.accept.state_us;
-        let mut times = Vec::new();
-        for _ in 0..EMPTY_ROUNDS {
-            let began = Instant::now();
-            session.send_round(&[], None, true)?;
-            session.hear_round_done()?;
-            times.push(began.elapsed().as_micros() as u64);
-        }
-        self.empty_round_us = times.into_iter().min().unwrap_or(0);
-        Ok(())
+/// Interrupt the processors for a moment, if that says anything now, and hear how long the commit
+/// would take.
+pub fn measure_source(standstill: &mut Standstill, driver: &mut dyn SourceGuest) {
+    if let Some(took) = driver.commit_takes() {
+        standstill.commit_took(took.as_micros() as u64);
     }
-
-    /// Interrupt the processors for a moment, if that says anything now.
-    pub fn measure_stop(&mut self, driver: &dyn SourceGuest) {
+    for _ in 0..STOPS {
         if let Some(took) = driver.stop_takes() {
-            let at = self.stops.partition_point(|other| *other < took);
-            self.stops.insert(at, took);
+            standstill.stop_took(took.as_micros() as u64);
         }
     }
+}
 
-    /// A round without any memory, in microseconds.
-    pub fn empty_round_us(&self) -> u64 {
-        self.empty_round_us
-    }
-
-    /// All of it, in microseconds; of the stops the median.
-    pub fn fixed_us(&self) -> u64 {
-        let stop = self.stops.get(self.stops.len() / 2).copied();
-        stop.unwrap_or_default().as_micros() as u64
-            + self.state_us * COLD_TENTHS / 10
-            + FIRST_STEPS_US
-            + EXCHANGES * self.empty_round_us
-    }
+/// For how long that has been.
+pub fn micros_since(began: Instant) -> u64 {
+    began.elapsed().as_micros().try_into().unwrap_or(u64::MAX)
 }

@@ -23,6 +23,7 @@ use super::stream::{Security, Stream};
 use super::wire::{self, Accept, Hello, Kind, Ready, Running, StateFrame, Token};
 use crate::lease::Verdict;
 use crate::memory::GuestMemory;
+use crate::urgent::Urgent;
 
 /// The data connections must follow the offer within this.
 const JOIN_LIMIT: Duration = Duration::from_secs(20);
@@ -139,6 +140,7 @@ fn welcome(
             connections,
             ended,
             guest,
+            urgent: None,
         }
         .run(hello);
         drop(closers);
@@ -333,10 +335,14 @@ struct Target<'a> {
     connections: usize,
     ended: Receiver<End>,
     guest: &'a mut dyn TargetGuest,
+    /// Until the guest runs.
+    urgent: Option<Urgent>,
 }
 
 impl Target<'_> {
     fn run(&mut self, hello: &Hello) -> Result<(), MigrationError> {
+        // Little is to be done here before the guest stands still, except for comparing memory.
+        self.urgent = (!hello.verify).then(Urgent::new);
         loop {
             let (header, payload) = self.hear()?;
             match header.kind {
@@ -432,6 +438,7 @@ impl Target<'_> {
         }
         let began = Instant::now();
         let runs_since = self.guest.run().map_err(MigrationError::Here)?;
+        self.urgent = None;
         // The guest may have taken the processor away from this thread.
         let runs_since = runs_since.unwrap_or_else(Instant::now);
         let took_us = runs_since.saturating_duration_since(began).as_micros() as u64;

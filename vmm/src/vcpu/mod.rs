@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
-use std::sync::mpsc::{self, Sender};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -29,9 +29,10 @@ use kvm_ioctls::VcpuFd;
 
 use crate::bus::Buses;
 use crate::notice::Reports;
+use crate::urgent;
 use faults::{Faults, Statistics};
 use kick::ImmediateExit;
-use state::{Known, StateError, VcpuState};
+use state::Known;
 
 /// Stack of a processor's thread; the kernel backs only what is touched.
 const STACK_BYTES: usize = 512 << 10;
@@ -63,7 +64,11 @@ struct Shared {
     parked: Mutex<bool>,
     changed: Condvar,
     thread_id: AtomicI32,
+    /// Its thread has it while the guest runs, whoever needs it while parked.
+    processor: Mutex<VcpuFd>,
     known: Mutex<Known>,
+    /// Its thread goes before others, so that it parks soon.
+    is_urgent: AtomicBool,
     /// When it last began to run.
     began: Mutex<Option<Instant>>,
     /// How long to rest at the next interruption, in microseconds.
@@ -76,6 +81,18 @@ impl Shared {
         self.exits[exit as usize].fetch_add(1, Ordering::Relaxed);
     }
 
+    fn processor(&self) -> MutexGuard<'_, VcpuFd> {
+        self.processor
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Do something to a parked processor.
+    fn act<T>(&self, act: impl FnOnce(&VcpuFd, &mut Known) -> T) -> T {
+        let processor = self.processor();
+        act(&processor, &mut self.known())
+    }
+
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -86,12 +103,10 @@ impl Shared {
     }
 }
 
-/// Orders to a parked processor.
+/// Orders to the thread of a parked processor.
 enum Order {
     Run,
-    Save(Sender<Result<VcpuState, StateError>>),
-    Identify(Vec<kvm_cpuid_entry2>, Sender<Result<(), StateError>>),
-    Restore(Box<VcpuState>, Sender<Result<(), StateError>>),
+    Act(Box<dyn FnOnce(&Shared) + Send>),
     Quit,
 }
 
@@ -115,22 +130,23 @@ impl Vcpu {
         reports: Reports,
     ) -> io::Result<Self> {
         kick::install_handler()?;
+        let immediate_exit = ImmediateExit::new(&mut fd);
+        let statistics = Statistics::of(&fd);
         let shared = Arc::new(Shared {
             park: AtomicBool::new(false),
             parked: Mutex::new(true),
             changed: Condvar::new(),
             thread_id: AtomicI32::new(0),
+            processor: Mutex::new(fd),
             known: Mutex::new(known),
+            is_urgent: AtomicBool::new(false),
             began: Mutex::new(None),
             rest_us: AtomicU64::new(0),
             exits: Default::default(),
         });
-        let immediate_exit = ImmediateExit::new(&mut fd);
-        let statistics = Statistics::of(&fd);
         let (orders, inbox) = mpsc::channel();
         let runner = run::Runner {
             index,
-            fd,
             immediate_exit,
             buses,
             reports,
@@ -153,6 +169,7 @@ impl Vcpu {
     pub fn run(&self) {
         self.shared.park.store(false, Ordering::Release);
         self.shared.set_parked(false);
+        self.hurry();
         self.order(Order::Run);
     }
 
@@ -160,8 +177,18 @@ impl Vcpu {
     pub fn ask_to_park(&self) {
         self.shared.park.store(true, Ordering::SeqCst);
         self.immediate_exit.set();
+        self.hurry();
         if let Some(thread) = &self.thread {
             kick::send(thread.as_pthread_t());
+        }
+    }
+
+    /// Stopped or about to be, it goes before others; once it runs, it is one of many.
+    fn hurry(&self) {
+        let thread = self.thread_id();
+        // One that has not started yet is as good as running.
+        if thread != urgent::THIS_THREAD && urgent::raise(thread) {
+            self.shared.is_urgent.store(true, Ordering::Release);
         }
     }
 
@@ -212,24 +239,27 @@ impl Vcpu {
         *began.unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begin to copy the state of this parked processor; the answer comes on `reply`.
-    pub fn save(&self, reply: Sender<Result<VcpuState, StateError>>) {
-        self.order(Order::Save(reply));
-    }
-
     /// What it was told that it is.
     pub fn cpuid(&self) -> Vec<kvm_cpuid_entry2> {
         self.shared.known().cpuid.as_slice().to_vec()
     }
 
-    /// Begin to tell this parked processor what it is; the answer comes on `reply`.
-    pub fn identify(&self, cpuid: Vec<kvm_cpuid_entry2>, reply: Sender<Result<(), StateError>>) {
-        self.order(Order::Identify(cpuid, reply));
+    /// Do something to this parked processor, here and now.
+    pub fn act<T>(&self, act: impl FnOnce(&VcpuFd, &mut Known) -> T) -> T {
+        self.shared.act(act)
     }
 
-    /// Begin to pour a state into this parked processor; the answer comes on `reply`.
-    pub fn restore(&self, state: VcpuState, reply: Sender<Result<(), StateError>>) {
-        self.order(Order::Restore(Box::new(state), reply));
+    /// Have its own thread do something to this parked processor; what comes of it comes later.
+    pub fn have_done<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&VcpuFd, &mut Known) -> T + Send + 'static,
+    ) -> Receiver<T> {
+        let (reply, answer) = mpsc::channel();
+        self.order(Order::Act(Box::new(move |shared| {
+            // Whoever asked may care no more.
+            let _ = reply.send(shared.act(act));
+        })));
+        answer
     }
 
     /// Add the returns from guest to VMM to `exits`, by reason.

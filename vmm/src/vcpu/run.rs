@@ -2,17 +2,17 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::kick::ImmediateExit;
-use super::state;
 use super::{Exit, Order, Shared};
 use crate::bus::Buses;
 use crate::notice::{Notice, Reports};
+use crate::urgent;
 
 /// Returns from the guest that completing one access can take: KVM hands a wide access over
 /// in pieces of 8 bytes, and a string instruction a page at a time.
@@ -26,7 +26,6 @@ const REST_STEP: Duration = Duration::from_micros(500);
 
 pub(super) struct Runner {
     pub index: u32,
-    pub fd: VcpuFd,
     pub immediate_exit: ImmediateExit,
     pub buses: Arc<Buses>,
     pub reports: Reports,
@@ -43,41 +42,40 @@ enum Next {
 }
 
 impl Runner {
-    pub fn serve(mut self, inbox: &Receiver<Order>) {
+    pub fn serve(self, inbox: &Receiver<Order>) {
         // SAFETY: no arguments, cannot fail.
         let thread_id = unsafe { libc::gettid() };
         self.shared.thread_id.store(thread_id, Ordering::Release);
         for order in inbox {
             match order {
                 Order::Run => self.run(),
-                Order::Save(reply) => {
-                    let _ = reply.send(state::save(&self.fd, &self.shared.known()));
-                }
-                Order::Identify(cpuid, reply) => {
-                    let known = &mut self.shared.known();
-                    let _ = reply.send(state::identify(&self.fd, known, &cpuid));
-                }
-                Order::Restore(state, reply) => {
-                    let known = &mut self.shared.known();
-                    let _ = reply.send(state::restore(&self.fd, known, &state));
-                }
+                Order::Act(act) => act(&self.shared),
                 Order::Quit => return,
             }
         }
     }
 
-    fn run(&mut self) {
+    fn run(&self) {
+        if self.shared.is_urgent.swap(false, Ordering::AcqRel) {
+            urgent::lower(urgent::THIS_THREAD);
+        }
+        self.run_until_parked(self.shared.processor());
+        // Whoever waits for this finds the processor free.
+        self.shared.set_parked(true);
+    }
+
+    fn run_until_parked(&self, mut processor: MutexGuard<'_, VcpuFd>) {
         self.shared.rest_us.store(0, Ordering::Release);
         self.immediate_exit.clear();
         // Tells the guest's watchdogs that time passed without them. A guest without kvmclock
         // has nothing to be told: EINVAL.
-        let _ = self.fd.kvmclock_ctrl();
+        let _ = processor.kvmclock_ctrl();
         let began = self.shared.began.lock();
         *began.unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         let mut ended = false;
         // The flag is looked at after the reset above: a request that came before it stays.
         while !ended && !self.shared.park.load(Ordering::SeqCst) {
-            match self.enter() {
+            match self.enter(&mut processor) {
                 Next::Again => {}
                 Next::Interrupted => self.rest(),
                 Next::End(notice) => {
@@ -86,8 +84,7 @@ impl Runner {
                 }
             }
         }
-        self.complete();
-        self.shared.set_parked(true);
+        self.complete(&mut processor);
     }
 
     /// Rest if that is wanted. A request to park, which may be what interrupted it, is seen
@@ -106,10 +103,10 @@ impl Runner {
     }
 
     /// Finish an access that is half done: KVM completes it at the next `KVM_RUN`.
-    fn complete(&mut self) {
+    fn complete(&self, processor: &mut VcpuFd) {
         self.immediate_exit.set();
         for _ in 0..COMPLETIONS_MAX {
-            match self.enter() {
+            match self.enter(processor) {
                 Next::Again => {}
                 Next::Interrupted => return,
                 Next::End(notice) => {
@@ -120,8 +117,8 @@ impl Runner {
         }
     }
 
-    fn enter(&mut self) -> Next {
-        let exit = match self.fd.run() {
+    fn enter(&self, processor: &mut VcpuFd) -> Next {
+        let exit = match processor.run() {
             Ok(exit) => exit,
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
                 self.shared.count(Exit::Interrupted);
@@ -155,7 +152,7 @@ impl Runner {
                 return Next::End(Notice::Crashed);
             }
             VcpuExit::InternalError => {
-                return Next::End(Notice::Failed(self.emulation_failed()));
+                return Next::End(Notice::Failed(self.emulation_failed(processor)));
             }
             other => {
                 let why = format!(
@@ -170,9 +167,9 @@ impl Runner {
     }
 
     /// KVM met an instruction it can neither run nor emulate.
-    fn emulation_failed(&mut self) -> String {
+    fn emulation_failed(&self, processor: &VcpuFd) -> String {
         let index = self.index;
-        match self.fd.get_regs() {
+        match processor.get_regs() {
             Ok(regs) => format!(
                 "KVM cannot run the guest's instruction at {:#x} on processor {index}; \
                  `vmm check` tells whether this host can run stock kernels",

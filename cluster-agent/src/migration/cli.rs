@@ -14,8 +14,7 @@ use crate::cli::{Agent, CliError, print, print_json};
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// An order that the source has not begun by then was lost.
 const BEGIN_LIMIT: Duration = Duration::from_secs(30);
-const BAR: &str =
-    "{prefix} {bar:30} {bytes} of about {total_bytes} at {binary_bytes_per_sec}  {msg}";
+const BAR: &str = "{prefix} {wide_bar} {percent:>3} %\n{msg}";
 
 /// Which guest goes where.
 #[derive(Debug, Args)]
@@ -101,12 +100,7 @@ fn show(bar: &ProgressBar, view: &MigrationView) {
     let now = &view.progress;
     bar.set_length(now.sent_bytes + now.left_bytes);
     bar.set_position(now.sent_bytes);
-    bar.set_message(format!(
-        "round {}, {} MiB dirtied, blackout would be {} ms",
-        now.round,
-        now.dirty_bytes >> 20,
-        now.predicted_blackout_us / 1000
-    ));
+    bar.set_message(now.words());
 }
 
 fn words(guest: &str, ordered: &Ordered, view: &MigrationView) -> String {
@@ -114,12 +108,5 @@ fn words(guest: &str, ordered: &Ordered, view: &MigrationView) -> String {
     let Some(summary) = &view.progress.summary else {
         return format!("{went}\n");
     };
-    format!(
-        "{went} in {:.1} s: blackout {:.1} ms, {} MiB sent, {} MiB skipped, {} rounds\n",
-        summary.total_us as f64 / 1e6,
-        summary.blackout_us as f64 / 1e3,
-        summary.sent_bytes >> 20,
-        summary.skipped_bytes >> 20,
-        summary.rounds,
-    )
+    format!("{went} in {}\n", summary.words())
 }

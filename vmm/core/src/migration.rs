@@ -1,7 +1,9 @@
 //! What is asked of a migration, what it says on its way, and what it comes to.
 
+use alloc::borrow::ToOwned;
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
@@ -76,6 +78,20 @@ impl Phase {
     pub fn is_under_way(self) -> bool {
         matches!(self, Self::Copying | Self::SwitchOver | Self::Commit)
     }
+
+    /// For people.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Handshake => "asking the target",
+            Self::Copying => "copying",
+            Self::SwitchOver => "switching over",
+            Self::Commit => "handing over",
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Rehearsed => "rehearsed",
+            Self::Uncertain => "nobody knows who has it",
+        }
+    }
 }
 
 /// `GET /v1/migrate`.
@@ -128,6 +144,32 @@ impl Progress {
             error: None,
         }
     }
+
+    /// For people, in one line: what is known by now, what matters most first.
+    pub fn words(&self) -> String {
+        let phase = self.phase.words();
+        if self.round == 0 {
+            return phase.to_owned();
+        }
+        let mib = |bytes: u64| bytes >> 20;
+        let (sent, all) = (self.sent_bytes, self.sent_bytes + self.left_bytes);
+        let (round, sent, all, rate) = (self.round, mib(sent), mib(all), mib(self.rate));
+        let eta = self.eta_ms.map_or_else(String::new, |eta_ms| {
+            format!(", {:.1} s to go", eta_ms as f64 / 1e3)
+        });
+        // The first round says how fast the guest is.
+        let guest = match (mib(self.dirty_rate), ms(self.predicted_blackout_us)) {
+            (_, 0.0) => String::new(),
+            (dirtied, blackout_ms) => {
+                format!(", dirtied at {dirtied} MiB/s, blackout {blackout_ms:.1} ms if now")
+            }
+        };
+        format!("{phase}, round {round}: {sent} of {all} MiB at {rate} MiB/s{eta}{guest}")
+    }
+}
+
+fn ms(us: u64) -> f64 {
+    us as f64 / 1e3
 }
 
 /// Time until `left_bytes`, and what is dirtied meanwhile, and so on, are there, at these rates in
@@ -166,9 +208,6 @@ pub struct Forecast {
 impl Forecast {
     /// For people, in one line.
     pub fn words(&self) -> String {
-        let tenths = |us: u64| (us / 1000, us % 1000 / 100);
-        let (blackout_ms, blackout_tenth) = tenths(self.blackout_us);
-        let (fixed_ms, fixed_tenth) = tenths(self.fixed_us);
         let held_back = match self.held_back_percent {
             0 => String::new(),
             percent => {
@@ -176,10 +215,12 @@ impl Forecast {
             }
         };
         format!(
-            "it would take about {} ms: blackout {blackout_ms}.{blackout_tenth} ms (of which \
-             {fixed_ms}.{fixed_tenth} whatever the guest does), {} MiB in {} rounds; the link \
-             carries {} MiB/s, the guest dirties {} MiB/s{held_back}",
+            "it would take about {} ms: blackout {:.1} ms (of which {:.1} whatever the guest \
+             does), {} MiB in {} rounds; the link carries {} MiB/s, the guest dirties {} \
+             MiB/s{held_back}",
             self.total_us / 1000,
+            ms(self.blackout_us),
+            ms(self.fixed_us),
             self.sent_bytes >> 20,
             self.rounds,
             self.link_rate >> 20,
@@ -206,8 +247,11 @@ pub struct Steps {
 }
 
 impl Steps {
-    /// All of them.
-    pub fn total_us(&self) -> u64 {
+    /// What they are called, in their order.
+    pub const NAMES: [&str; 6] = ["stop", "memory", "save", "pour", "commit", "start"];
+
+    /// Each of them, in their order.
+    pub fn each_us(&self) -> [u64; Self::NAMES.len()] {
         let Self {
             stop_us,
             memory_us,
@@ -215,8 +259,22 @@ impl Steps {
             pour_us,
             commit_us,
             start_us,
-        } = self;
-        stop_us + memory_us + save_us + pour_us + commit_us + start_us
+        } = *self;
+        [stop_us, memory_us, save_us, pour_us, commit_us, start_us]
+    }
+
+    /// All of them.
+    pub fn total_us(&self) -> u64 {
+        self.each_us().iter().sum()
+    }
+
+    /// For people, in one line.
+    pub fn words(&self) -> String {
+        let steps = Self::NAMES.iter().zip(self.each_us());
+        let steps: Vec<_> = steps
+            .map(|(name, us)| format!("{name} {:.2}", ms(us)))
+            .collect();
+        steps.join(", ")
     }
 }
 
@@ -246,6 +304,31 @@ pub struct Summary {
     pub verified: bool,
 }
 
+impl Summary {
+    /// For people, in one line.
+    pub fn words(&self) -> String {
+        let verified = if self.verified {
+            ", memory verified"
+        } else {
+            ""
+        };
+        let took = match self.total_us / 1000 {
+            ms @ 0..10_000 => format!("{ms} ms"),
+            ms => format!("{:.1} s", ms as f64 / 1e3),
+        };
+        format!(
+            "{took}: blackout {:.1} ms (for the guest {:.1}, predicted {:.1}), {} MiB sent, {} MiB \
+             left out, {} rounds{verified}",
+            ms(self.blackout_us),
+            ms(self.guest_blackout_us),
+            ms(self.predicted_blackout_us),
+            self.sent_bytes >> 20,
+            self.skipped_bytes >> 20,
+            self.rounds,
+        )
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -258,6 +341,42 @@ mod tests {
             assert_eq!(eta_ms(1, rate, dirty_rate), None);
         }
         assert_eq!(eta_ms(u64::MAX, 1, 0), None);
+    }
+
+    #[test]
+    fn words_say_what_is_known() {
+        let mut progress = Progress::begun();
+        assert_eq!(progress.words(), "asking the target");
+        (progress.phase, progress.round) = (Phase::Copying, 1);
+        (progress.sent_bytes, progress.left_bytes) = (5 << 20, 300 << 20);
+        assert_eq!(
+            progress.words(),
+            "copying, round 1: 5 of 305 MiB at 0 MiB/s"
+        );
+        (progress.rate, progress.predicted_blackout_us) = (100 << 20, 7_100);
+        (progress.dirty_rate, progress.eta_ms) = (50 << 20, Some(6_000));
+        assert_eq!(
+            progress.words(),
+            "copying, round 1: 5 of 305 MiB at 100 MiB/s, 6.0 s to go, dirtied at 50 MiB/s, \
+             blackout 7.1 ms if now"
+        );
+    }
+
+    #[test]
+    fn each_step_is_named_and_counted_once() {
+        let steps = Steps {
+            stop_us: 1_000,
+            memory_us: 2_000,
+            save_us: 3_000,
+            pour_us: 4_000,
+            commit_us: 5_000,
+            start_us: 6_000,
+        };
+        assert_eq!(steps.total_us(), 21_000);
+        assert_eq!(
+            steps.words(),
+            "stop 1.00, memory 2.00, save 3.00, pour 4.00, commit 5.00, start 6.00"
+        );
     }
 
     #[test]

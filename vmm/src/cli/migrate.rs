@@ -6,6 +6,8 @@ use std::thread;
 use std::time::Duration;
 
 use clap::Args;
+use rustix::stdio::stderr;
+use rustix::termios::tcgetwinsize;
 use vmm_core::converge::Goal;
 use vmm_core::migration::{CONNECTIONS_AUTO, CONNECTIONS_MAX, Forecast, Migrate, Phase, Progress};
 
@@ -13,6 +15,10 @@ use super::ctl::request;
 
 const PATH: &str = "/v1/migration";
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Of a terminal that does not say how wide it is.
+const COLUMNS: u16 = 80;
+/// Clears from here to the end of the line (ECMA-48, `EL`).
+const CLEAR_REST: &str = "\x1b[K";
 
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -97,31 +103,8 @@ pub fn main(arguments: &Arguments) -> Result<(), String> {
         );
         return Ok(());
     }
-    let ms = |us: u64| us as f64 / 1000.0;
-    println!(
-        "moved in {} ms: blackout {:.1} ms (for the guest {:.1}, predicted {:.1}), {} MiB in {} rounds{}",
-        summary.total_us / 1000,
-        ms(summary.blackout_us),
-        ms(summary.guest_blackout_us),
-        ms(summary.predicted_blackout_us),
-        summary.sent_bytes >> 20,
-        summary.rounds,
-        if summary.verified {
-            ", memory verified"
-        } else {
-            ""
-        },
-    );
-    let steps = summary.steps;
-    println!(
-        "of the blackout: stopping {:.2} ms, memory {:.2}, state {:.2}, pouring it in {:.2}, commit {:.2}, start {:.2}",
-        ms(steps.stop_us),
-        ms(steps.memory_us),
-        ms(steps.save_us),
-        ms(steps.pour_us),
-        ms(steps.commit_us),
-        ms(steps.start_us),
-    );
+    println!("moved in {}", summary.words());
+    println!("of the blackout, in ms: {}", summary.steps.words());
     Ok(())
 }
 
@@ -145,49 +128,47 @@ fn tell(forecast: &Forecast, json: bool) -> Result<(), String> {
 
 /// Until it is over.
 fn follow(arguments: &Arguments, shows: bool) -> Result<Progress, String> {
+    let mut line = Line::default();
     loop {
         let body = request(&arguments.api_socket, "GET", PATH, None)?.body()?;
         let progress: Progress =
             serde_json::from_slice(&body).map_err(|error| format!("a damaged answer: {error}"))?;
         if shows {
-            eprint!("\r{}    ", line(&progress));
+            line.show(&progress.words());
         }
         if matches!(
             progress.phase,
             Phase::Done | Phase::Failed | Phase::Uncertain | Phase::Rehearsed
         ) {
-            if shows {
-                eprintln!();
-            }
             return Ok(progress);
         }
         thread::sleep(LOOK_EVERY);
     }
 }
 
-/// How far it is, on one line.
-fn line(progress: &Progress) -> String {
-    let so_far = format!(
-        "{:?}: round {}, {} MiB sent at {} MiB/s, {} MiB to look at",
-        progress.phase,
-        progress.round,
-        progress.sent_bytes >> 20,
-        progress.rate >> 20,
-        progress.left_bytes >> 20,
-    );
-    let eta = progress
-        .eta_ms
-        .map(|ms| format!(", {:.1} s to go", ms as f64 / 1000.0));
-    let eta = eta.unwrap_or_default();
-    // The first round says how fast the guest is.
-    if progress.predicted_blackout_us == 0 {
-        return so_far + &eta;
+/// A line of the terminal that is written over and over; it stays when this is dropped.
+#[derive(Default)]
+struct Line {
+    is_begun: bool,
+}
+
+impl Line {
+    fn show(&mut self, words: &str) {
+        let columns = tcgetwinsize(stderr()).map_or(COLUMNS, |size| size.ws_col);
+        // A longer one would wrap, and not be written over.
+        let fits = usize::from(if columns == 0 { COLUMNS } else { columns }).saturating_sub(1);
+        let words: String = words.chars().take(fits).collect();
+        eprint!("\r{words}{CLEAR_REST}");
+        self.is_begun = true;
     }
-    format!(
-        "{so_far}{eta}; dirtied at {} MiB/s, blackout {:.1} ms if now",
-        progress.dirty_rate >> 20,
-        progress.predicted_blackout_us as f64 / 1000.0
-    )
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        if self.is_begun {
+            eprintln!();
+        }
+    }
 }
 
 #[cfg(test)]
@@ -201,30 +182,5 @@ mod tests {
         for said in ["0", "17", "many"] {
             connections(said).unwrap_err();
         }
-    }
-
-    #[test]
-    fn the_line_says_what_is_known() {
-        let mut progress = Progress {
-            phase: Phase::Copying,
-            round: 1,
-            sent_bytes: 5 << 20,
-            left_bytes: 300 << 20,
-            rate: 0,
-            dirty_bytes: 0,
-            dirty_rate: 0,
-            eta_ms: None,
-            predicted_blackout_us: 0,
-            summary: None,
-            forecast: None,
-            error: None,
-        };
-        assert!(line(&progress).ends_with("5 MiB sent at 0 MiB/s, 300 MiB to look at"));
-        (progress.rate, progress.predicted_blackout_us) = (100 << 20, 7_100);
-        (progress.dirty_rate, progress.eta_ms) = (50 << 20, Some(6_000));
-        let said = line(&progress);
-        let expected = "at 100 MiB/s, 300 MiB to look at, 6.0 s to go; dirtied at 50 MiB/s";
-        assert!(said.contains(expected), "{said}");
-        assert!(said.ends_with("blackout 7.1 ms if now"), "{said}");
     }
 }

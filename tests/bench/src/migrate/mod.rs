@@ -81,7 +81,7 @@ struct Samples {
     sent_mib: Sample,
     cpu_s: Sample,
     /// In the order of [`Steps`].
-    steps_us: [Sample; 6],
+    steps_us: [Sample; Steps::NAMES.len()],
 }
 
 impl Samples {
@@ -95,28 +95,21 @@ impl Samples {
         let Some(steps) = moved.steps else {
             return;
         };
-        let Steps {
-            stop_us,
-            memory_us,
-            save_us,
-            pour_us,
-            commit_us,
-            start_us,
-        } = steps;
-        let all = [stop_us, memory_us, save_us, pour_us, commit_us, start_us];
-        for (sample, us) in self.steps_us.iter_mut().zip(all) {
+        for (sample, us) in self.steps_us.iter_mut().zip(steps.each_us()) {
             sample.push(us as f64);
         }
     }
 
     /// Where the blackout went.
     fn words(&self, case: &Case) -> String {
-        let [stop, memory, save, pour, commit, start] =
-            [0, 1, 2, 3, 4, 5].map(|step| self.steps_us[step].median());
+        let steps = Steps::NAMES.iter().zip(&self.steps_us);
+        let steps: Vec<_> = steps
+            .map(|(name, us)| format!("{name} {:.0}", us.median()))
+            .collect();
         format!(
-            "\n{}: stop {stop:.0}, memory {memory:.0}, save {save:.0}, pour {pour:.0}, \
-             commit {commit:.0}, start {start:.0} us of the blackout as the source saw it\n",
-            case.name
+            "\n{}: {} us of the blackout as the source saw it\n",
+            case.name,
+            steps.join(", ")
         )
     }
 }

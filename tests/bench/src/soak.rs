@@ -14,11 +14,12 @@ use vmm_core::migration::{Phase, Progress};
 use crate::stats::Sample;
 use sides::Side;
 
-/// What a guest may be doing; the next one is begun when a kill took the last along.
-const SETTINGS: [&str; 3] = [
-    "cpus=1 fill_mib=1",
-    "cpus=1 fill_mib=16 hot_mib=4 rate_mib_s=50",
-    "cpus=2 fill_mib=24 hot_mib=16 rate_mib_s=max",
+/// A guest's processors, and what they may be doing; the next one is begun when a kill took the
+/// last along.
+const SETTINGS: [(u32, &str); 3] = [
+    (1, "fill_mib=1"),
+    (1, "fill_mib=16 hot_mib=4 rate_mib_s=50"),
+    (2, "fill_mib=24 hot_mib=16 rate_mib_s=max"),
 ];
 /// So often in a row a probe is started that does not come to its work.
 const BOOTS_MAX: u32 = 3;
@@ -164,7 +165,8 @@ impl Soak<'_> {
         let mut last = String::new();
         for _ in 0..BOOTS_MAX {
             let which = self.random.below(SETTINGS.len() as u64) as usize;
-            match Side::boot(self.vmm, self.kernel, SETTINGS[which]) {
+            let (cpus, settings) = SETTINGS[which];
+            match Side::boot(self.vmm, self.kernel, cpus, settings) {
                 Ok(side) => return Ok(side),
                 Err(why) => last = why,
             }

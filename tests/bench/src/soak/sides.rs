@@ -30,12 +30,16 @@ pub struct Side {
 
 impl Side {
     /// A guest that runs.
-    pub fn boot(vmm: &Path, kernel: &Path, settings: &str) -> Result<Self, String> {
+    pub fn boot(vmm: &Path, kernel: &Path, cpus: u32, settings: &str) -> Result<Self, String> {
         let dir = directory()?;
         let mut command = Command::new(vmm);
-        command.args(["run", "--console", "off", "--memory"]);
-        command.args([&MEMORY_MIB.to_string(), "--cmdline", settings, "--kernel"]);
-        command.arg(kernel).arg("--api-socket").arg(socket(&dir));
+        command.args(["run", "--console", "off", "--cpus", &cpus.to_string()]);
+        command.args(["--memory", &MEMORY_MIB.to_string(), "--kernel"]);
+        command.arg(kernel).arg("--cmdline");
+        command
+            .arg(format!("cpus={cpus} {settings}"))
+            .arg("--api-socket")
+            .arg(socket(&dir));
         let process = start(command.stderr(Stdio::null()))?;
         Guest::find(process.id(), MEMORY_MIB)?.wait_running()?;
         Ok(Self {

@@ -85,9 +85,9 @@ fn a_cancel_at_any_moment_leaves_the_guest_in_one_place() {
     let at = |percent: usize| took.get(took.len() * percent / 100).or(took.last());
     println!(
         "{stayed} cancelled, {moved} moved all the same; from the cancel to full speed: median \
-         {:?}, 90 % {:?}, longest {:?}",
+         {:?}, 99 % {:?}, longest {:?}",
         at(50),
-        at(90),
+        at(99),
         took.last()
     );
     verify_all_pages(&guest);

@@ -145,11 +145,10 @@ impl Progress {
         }
     }
 
-    /// For people, in one line: what is known by now, what matters most first.
+    /// For people, in one line that fits a terminal: what is known by now.
     pub fn words(&self) -> String {
-        let phase = self.phase.words();
-        if self.round == 0 {
-            return phase.to_owned();
+        if self.round == 0 || !self.phase.is_under_way() {
+            return self.phase.words().to_owned();
         }
         let mib = |bytes: u64| bytes >> 20;
         let (sent, all) = (self.sent_bytes, self.sent_bytes + self.left_bytes);
@@ -158,13 +157,14 @@ impl Progress {
             format!(", {:.1} s to go", eta_ms as f64 / 1e3)
         });
         // The first round says how fast the guest is.
-        let guest = match (mib(self.dirty_rate), ms(self.predicted_blackout_us)) {
-            (_, 0.0) => String::new(),
-            (dirtied, blackout_ms) => {
-                format!(", dirtied at {dirtied} MiB/s, blackout {blackout_ms:.1} ms if now")
-            }
+        let (dirtied, blackout) = match self.predicted_blackout_us {
+            0 => Default::default(),
+            us => (
+                format!(", dirtied at {}", mib(self.dirty_rate)),
+                format!(", blackout {:.1} ms", ms(us)),
+            ),
         };
-        format!("{phase}, round {round}: {sent} of {all} MiB at {rate} MiB/s{eta}{guest}")
+        format!("round {round}: {sent} of {all} MiB at {rate} MiB/s{dirtied}{eta}{blackout}")
     }
 }
 
@@ -349,17 +349,15 @@ mod tests {
         assert_eq!(progress.words(), "asking the target");
         (progress.phase, progress.round) = (Phase::Copying, 1);
         (progress.sent_bytes, progress.left_bytes) = (5 << 20, 300 << 20);
-        assert_eq!(
-            progress.words(),
-            "copying, round 1: 5 of 305 MiB at 0 MiB/s"
-        );
+        assert_eq!(progress.words(), "round 1: 5 of 305 MiB at 0 MiB/s");
         (progress.rate, progress.predicted_blackout_us) = (100 << 20, 7_100);
         (progress.dirty_rate, progress.eta_ms) = (50 << 20, Some(6_000));
         assert_eq!(
             progress.words(),
-            "copying, round 1: 5 of 305 MiB at 100 MiB/s, 6.0 s to go, dirtied at 50 MiB/s, \
-             blackout 7.1 ms if now"
+            "round 1: 5 of 305 MiB at 100 MiB/s, dirtied at 50, 6.0 s to go, blackout 7.1 ms"
         );
+        progress.phase = Phase::Done;
+        assert_eq!(progress.words(), "done");
     }
 
     #[test]

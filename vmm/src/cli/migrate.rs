@@ -12,6 +12,7 @@ use vmm_core::converge::Goal;
 use vmm_core::migration::{CONNECTIONS_AUTO, CONNECTIONS_MAX, Forecast, Migrate, Phase, Progress};
 
 use super::ctl::request;
+use super::options::address;
 
 const PATH: &str = "/v1/migration";
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -26,19 +27,20 @@ pub struct Arguments {
     #[arg(long, value_name = "PATH")]
     api_socket: PathBuf,
     /// Where `vmm receive` waits on the other host: HOST:PORT.
-    #[arg(long)]
+    #[arg(long, value_name = "HOST:PORT", value_parser = address)]
     to: String,
     /// Connections that carry memory: 1 to 16, or `auto`, by the source's processors.
     #[arg(long, value_name = "N|auto", default_value = "auto", value_parser = connections)]
     connections: u32,
     /// The guest shall not stand still for longer than this, in milliseconds.
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, value_name = "MS", default_value_t = 10,
+          value_parser = clap::value_parser!(u64).range(1..))]
     blackout_max_ms: u64,
     /// Move it even if it has to stand still for longer.
     #[arg(long)]
     accept_longer: bool,
     /// Most bytes per second of all connections together; 0: as fast as it goes.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, value_name = "BYTES/S", default_value_t = 0)]
     bandwidth_max: u64,
     /// Compare a hash of all memory on both sides before the commit.
     #[arg(long)]
@@ -130,7 +132,11 @@ fn tell(forecast: &Forecast, json: bool) -> Result<(), String> {
 fn follow(arguments: &Arguments, shows: bool) -> Result<Progress, String> {
     let mut line = Line::default();
     loop {
-        let body = request(&arguments.api_socket, "GET", PATH, None)?.body()?;
+        let body = request(&arguments.api_socket, "GET", PATH, None)
+            .and_then(|mut answer| answer.body())
+            .map_err(|why| {
+                format!("{why}; it was moving its guest: look for that on both hosts")
+            })?;
         let progress: Progress =
             serde_json::from_slice(&body).map_err(|error| format!("a damaged answer: {error}"))?;
         if shows {

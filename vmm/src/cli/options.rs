@@ -36,6 +36,21 @@ fn switch(key: &str, value: &str) -> Result<bool, String> {
     }
 }
 
+/// Where somebody listens: HOST:PORT.
+pub fn address(text: &str) -> Result<String, String> {
+    let host_and_port = text.rsplit_once(':').filter(|(host, port)| {
+        let is_host = match host.strip_prefix('[') {
+            Some(rest) => rest.ends_with(']'),
+            None => !host.is_empty() && !host.contains(':'),
+        };
+        is_host && port.parse::<u16>().is_ok()
+    });
+    if host_and_port.is_none() {
+        return Err("write HOST:PORT, such as b.example:7400 or [2001:db8::1]:7400".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
 /// `path=...,format=raw|qcow2,readonly=on|off,direct=on|off`
 pub fn disk(text: &str) -> Result<DiskSpec, String> {
     let mut disk = DiskSpec {
@@ -88,6 +103,25 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn addresses_have_a_host_and_a_port() {
+        for good in ["b:7400", "127.0.0.1:0", "[::1]:65535"] {
+            assert_eq!(address(good).as_deref(), Ok(good));
+        }
+        for bad in [
+            "",
+            "b",
+            "b:",
+            ":7400",
+            "b:port",
+            "b:65536",
+            "::1:7400",
+            "[::1:7400",
+        ] {
+            address(bad).unwrap_err();
+        }
+    }
 
     #[test]
     fn disks_are_read() {

@@ -14,6 +14,7 @@ use vmm_core::compat::{CpuFeatures, CpuidLeaf, missing_features};
 use vmm_core::spec::Spec;
 
 use super::target::TargetGuest;
+use super::usher::Usher;
 use super::wire::Hello;
 use crate::codec;
 use crate::console::Console;
@@ -50,6 +51,7 @@ pub struct Arrival {
     guest: Option<Arc<Guest>>,
     /// What hands the lease to us, and the lease as it was before.
     attempt: Option<(Attempt, LeaseRecord)>,
+    usher: Usher,
 }
 
 impl Arrival {
@@ -62,7 +64,14 @@ impl Arrival {
             gate: Arc::default(),
             guest: None,
             attempt: None,
+            usher: Usher::default(),
         }
+    }
+
+    /// Who is told when the guest is about to run here.
+    #[must_use]
+    pub fn ushered_by(self, usher: Usher) -> Self {
+        Self { usher, ..self }
     }
 
     /// The guest, once it runs here.
@@ -205,6 +214,7 @@ impl TargetGuest for Arrival {
 
     fn run(&mut self) -> Result<Option<Instant>, String> {
         let guest = self.guest()?.clone();
+        self.usher.let_in();
         if let (Some(citizen), Some((attempt, from))) = (self.citizen.take(), &self.attempt) {
             let lease = Arc::new(citizen.adopt_from(attempt, from)?);
             let _ = self.gate.0.set(lease.gate());

@@ -74,7 +74,9 @@ impl Departures {
     fn claim(&self, guest: &Guest, wish: &Migrate) -> Result<Arc<Watch>, MigrationError> {
         if self.under_way.swap(true, Ordering::AcqRel) {
             return Err(MigrationError::Here(
-                "a migration is under way already".to_owned(),
+                "a migration is under way already; wait for its end, or give it up with \
+                 `vmm ctl cancel-migration`"
+                    .to_owned(),
             ));
         }
         // A dry run is nothing that happens to the guest.

@@ -36,8 +36,11 @@ mod standstill;
 pub mod stream;
 pub mod target;
 mod throttle;
+pub mod usher;
 pub mod watch;
 pub mod wire;
+
+use std::io::{Error, ErrorKind};
 
 use crate::kvm::KvmError;
 
@@ -52,7 +55,15 @@ pub enum MigrationError {
         /// The other side.
         peer: String,
         /// Why not.
-        source: std::io::Error,
+        source: Error,
+    },
+    /// Nobody answers there.
+    #[error("cannot connect to {peer}: {source}; does `vmm receive` wait there?")]
+    Unreachable {
+        /// Where.
+        peer: String,
+        /// Why not.
+        source: Error,
     },
     /// The other side says no.
     #[error("the other side refuses: {0}")]
@@ -90,8 +101,15 @@ impl MigrationError {
     fn connection(
         act: &'static str,
         peer: &(impl ToString + ?Sized),
-    ) -> impl FnOnce(std::io::Error) -> Self {
+    ) -> impl FnOnce(Error) -> Self {
         let peer = peer.to_string();
-        move |source| Self::Connection { act, peer, source }
+        move |source| {
+            // The standard library says that a buffer was not filled.
+            let source = match source.kind() {
+                ErrorKind::UnexpectedEof => Error::new(ErrorKind::UnexpectedEof, "it has hung up"),
+                _ => source,
+            };
+            Self::Connection { act, peer, source }
+        }
     }
 }

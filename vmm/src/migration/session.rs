@@ -65,9 +65,13 @@ impl<'a> Session<'a> {
             ..guest.hello
         };
         let lifeline = &watch.lifeline;
-        let mut control = security
-            .connect(&wish.to, lifeline)
-            .map_err(MigrationError::connection("connect to", &wish.to))?;
+        let mut control =
+            security
+                .connect(&wish.to, lifeline)
+                .map_err(|source| MigrationError::Unreachable {
+                    peer: wish.to.clone(),
+                    source,
+                })?;
         let lost = || MigrationError::connection("talk to", &wish.to);
         control.trust().map_err(lost())?;
         wire::send(&mut control, Kind::Hello, 0, &hello).map_err(lost())?;

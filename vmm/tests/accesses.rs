@@ -2,21 +2,29 @@
 //! it that none of them is ever lost, whatever happens meanwhile.
 
 mod moving;
+mod written_only;
 
+use std::fs;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use moving::{boot_probe, count, migrate, report, verify_all_pages, wait_for};
+use moving::{boot, boot_probe, count, migrate, report, verify_all_pages, wait_for};
 use probe::report::Report;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::guest::{Guest, Hold};
 use vmm_core::control::MemorySample;
+use vmm_core::spec::Spec;
+use written_only::{MEMORY_MIB, SETTINGS, only_what_is_written_is_told};
 
 const MIB: u64 = 1 << 20;
 /// The longest of what the samplers wait for.
 const PERIOD: Duration = Duration::from_secs(11);
+/// How many huge pages the kernel keeps for hugetlbfs.
+const POOL: &str = "/proc/sys/vm/nr_hugepages";
+const HUGE_PAGE_MIB: u64 = 2;
 
 /// Looks at the guest's memory as if a period had passed since it looked last.
 struct Eager {
@@ -136,4 +144,58 @@ fn no_page_is_lost_while_the_guest_moves_stands_still_and_reboots() {
         verify_all_pages(&guest);
     });
     println!("{:?}", eager.look(&guest));
+}
+
+/// Huge pages in the kernel's pool beside those that are there; gone with this value.
+struct Pool {
+    before: u64,
+}
+
+impl Pool {
+    fn enlarge(mib: u64) -> Result<Self, String> {
+        let pages = || -> io::Result<u64> {
+            let text = fs::read_to_string(POOL)?;
+            text.trim().parse().map_err(io::Error::other)
+        };
+        let before = pages().map_err(|error| format!("no huge pages here: {error}"))?;
+        let wanted = before + mib / HUGE_PAGE_MIB;
+        fs::write(POOL, wanted.to_string())
+            .map_err(|error| format!("cannot reserve huge pages: {error}; run as root"))?;
+        let pool = Self { before };
+        match pages() {
+            Ok(got) if got >= wanted => Ok(pool),
+            _ => Err(format!("no {mib} MiB in one piece for huge pages")),
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let _ = fs::write(POOL, self.before.to_string());
+    }
+}
+
+#[test]
+fn in_huge_pages_only_what_is_written_is_told() {
+    let _pool = match Pool::enlarge(MEMORY_MIB) {
+        Ok(pool) => pool,
+        Err(why) => return println!("SKIPPED: a guest in huge pages: {why}"),
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let guest = boot(dir.path(), |kernel| Spec {
+        name: "probe".to_owned(),
+        cpus: 1,
+        memory_mib: MEMORY_MIB,
+        kernel,
+        initramfs: None,
+        cmdline: SETTINGS.to_owned(),
+        cpu_features: None,
+        hugepages: true,
+        disks: vec![],
+        nets: vec![],
+    });
+    let Some(guest) = guest else { return };
+    only_what_is_written_is_told(&guest, "in huge pages");
+    verify_all_pages(&guest);
+    guest.end();
 }

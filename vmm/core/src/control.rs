@@ -102,7 +102,7 @@ pub struct MemorySample {
     /// What was read or written; nothing where that cannot be told, or not yet.
     #[serde(default)]
     pub accessed: Option<Accessed>,
-    /// Time that sampling has taken since the VMM started, in microseconds.
+    /// Processor time that sampling has taken since the VMM started, in microseconds.
     pub cost_us: u64,
 }
 

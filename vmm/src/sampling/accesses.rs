@@ -14,7 +14,7 @@
 //! While it is barred none is away: a migration tells pages that were never touched by their
 //! absence.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 use vmm_core::control::Accessed;
 
-use super::{PAGE_BYTES, draw};
+use super::{PAGE_BYTES, draw, processor_time};
 use crate::aside::{self, Lot};
 use crate::memory::{self, GuestMemory};
 use crate::migration::pages::Touched;
@@ -86,7 +86,7 @@ impl AccessSampler {
         told.filter(|told| told.taken_pages > 0)
     }
 
-    /// Time that it has taken.
+    /// Processor time that it has taken.
     pub fn cost(&self) -> Duration {
         self.lock().cost
     }
@@ -99,7 +99,7 @@ impl AccessSampler {
         let Some(away) = state.away.take_if(over) else {
             return able && state.away.is_none() && state.bars == 0;
         };
-        let began = Instant::now();
+        let began = processor_time();
         let missed = away.bring_home();
         state.past.push_back(Accessed {
             taken_pages: away.homes.len() as u64,
@@ -110,16 +110,20 @@ impl AccessSampler {
             state.past.pop_front();
         }
         drop(state);
-        away.homes.iter().for_each(|home| self.mend(*home));
-        self.lock().cost += began.elapsed();
+        self.mend(&away.homes);
+        self.lock().cost += processor_time().saturating_sub(began);
         false
     }
 
     /// Draw pages for a period, none of those to `avoid`.
     pub fn draw(&self, avoid: impl Fn(GuestAddress) -> bool) -> Vec<GuestAddress> {
+        let began = processor_time();
         let mut drawn = self.lock().drawn;
         let mut pages = draw(&self.memory, &mut drawn, TAKEN_PAGES).pages;
-        self.lock().drawn = drawn;
+        let mut state = self.lock();
+        state.drawn = drawn;
+        state.cost += processor_time().saturating_sub(began);
+        drop(state);
         pages.retain(|page| !avoid(*page));
         pages
     }
@@ -132,7 +136,7 @@ impl AccessSampler {
         if state.bars > 0 || state.away.is_some() {
             return;
         }
-        let began = Instant::now();
+        let began = processor_time();
         let mut homes = Vec::with_capacity(pages.len());
         for page in pages {
             let Ok(place) = self.memory.get_host_address(*page) else {
@@ -149,7 +153,7 @@ impl AccessSampler {
             lot,
             homes,
         });
-        state.cost += began.elapsed();
+        state.cost += processor_time().saturating_sub(began);
     }
 
     /// Bring all pages home: nothing is to be found amiss in the guest's memory.
@@ -166,20 +170,23 @@ impl AccessSampler {
         Bar(self)
     }
 
-    /// Where a page came home the kernel is asked for a huge page again, if all of it exists.
-    fn mend(&self, home: usize) {
+    /// Where pages came home the kernel is asked for huge pages again, if all of them exists.
+    fn mend(&self, homes: &[usize]) {
         let Ok(touched) = Touched::open() else { return };
-        let block = home / memory::HUGE_PAGE_BYTES * memory::HUGE_PAGE_BYTES;
         let inside = |at: usize| self.memory.iter().any(|region| holds(region, at));
         let pages = memory::HUGE_PAGE_BYTES / PAGE_BYTES as usize;
-        if inside(block)
-            && inside(block + memory::HUGE_PAGE_BYTES - 1)
-            && touched
-                .pages(block as *const u8, pages)
-                .iter()
-                .all(|exists| *exists)
-        {
-            memory::join(block);
+        let blocks = homes.iter().map(|home| home / memory::HUGE_PAGE_BYTES);
+        for block in blocks.collect::<BTreeSet<_>>() {
+            let block = block * memory::HUGE_PAGE_BYTES;
+            if inside(block)
+                && inside(block + memory::HUGE_PAGE_BYTES - 1)
+                && touched
+                    .pages(block as *const u8, pages)
+                    .iter()
+                    .all(|exists| *exists)
+            {
+                memory::join(block);
+            }
         }
     }
 

@@ -10,7 +10,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_core::control::{LOOKS, MemorySample};
 use vmm_core::forecast::Dirtied;
 
-use super::{PAGE_BYTES, draw, pages};
+use super::{PAGE_BYTES, draw, pages, processor_time};
 use crate::memory::GuestMemory;
 
 /// So many pages are watched: what they say is off by about two per cent of the memory.
@@ -43,9 +43,9 @@ struct Watch {
 impl WriteSampler {
     /// Does what is due at `now`; answers what the last complete sample said.
     pub fn step(&mut self, memory: &GuestMemory, now: Instant) -> Option<MemorySample> {
-        let (began, before) = (Instant::now(), self.cost);
         let due = self.watch.as_ref().is_none_or(|watch| watch.is_due(now));
         if due {
+            let began = processor_time();
             if let Some(watch) = &mut self.watch {
                 watch.look(memory, now);
             }
@@ -55,7 +55,7 @@ impl WriteSampler {
             if self.watch.is_none() {
                 self.watch = Some(self.draw(memory, now));
             }
-            self.cost = before + began.elapsed();
+            self.cost += processor_time().saturating_sub(began);
         }
         self.last.map(|last| MemorySample {
             cost_us: self.cost.as_micros() as u64,

@@ -37,6 +37,23 @@ pub fn console() -> (Arc<Console>, mpsc::Sender<Notice>) {
 }
 
 pub fn boot_probe(dir: &Path, settings: &str, cpus: u32, memory_mib: u64) -> Option<Arc<Guest>> {
+    let spec = |kernel| Spec {
+        name: "probe".to_owned(),
+        cpus,
+        memory_mib,
+        kernel,
+        initramfs: None,
+        cmdline: format!("cpus={cpus} {settings}"),
+        cpu_features: None,
+        hugepages: false,
+        disks: vec![],
+        nets: vec![],
+    };
+    boot(dir, spec)
+}
+
+/// Boot the probe as the spec says that is made for its kernel.
+pub fn boot(dir: &Path, spec: impl FnOnce(String) -> Spec) -> Option<Arc<Guest>> {
     let kvm = match vmm::kvm::open() {
         Ok(kvm) => kvm,
         Err(error) => {
@@ -46,18 +63,7 @@ pub fn boot_probe(dir: &Path, settings: &str, cpus: u32, memory_mib: u64) -> Opt
     };
     let kernel = dir.join("probe");
     fs::write(&kernel, probe::IMAGE).unwrap();
-    let spec = Spec {
-        name: "probe".to_owned(),
-        cpus,
-        memory_mib,
-        kernel: kernel.to_string_lossy().into_owned(),
-        initramfs: None,
-        cmdline: format!("cpus={cpus} {settings}"),
-        cpu_features: None,
-        hugepages: false,
-        disks: vec![],
-        nets: vec![],
-    };
+    let spec = spec(kernel.to_string_lossy().into_owned());
     let (console, notices) = console();
     let access = DiskAccess {
         gate: Arc::new(AlwaysOpen),

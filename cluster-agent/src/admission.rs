@@ -12,7 +12,8 @@ use cluster_core::settings::Enforcement;
 use hyper::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 
-use crate::api::routes::{Api, Refused};
+use crate::api::answer::Refused;
+use crate::api::shared::Api;
 use crate::api::views::ClusterView;
 
 /// The size for which the reserve is told while there are no guests, in MiB.

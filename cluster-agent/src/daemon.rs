@@ -17,7 +17,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
-use crate::api::routes::{self, Api};
+use crate::api::routes;
+use crate::api::shared::Api;
 use crate::baseline;
 use crate::config::Config;
 use crate::driver::{Driver, INPUTS_MAX};

@@ -25,7 +25,8 @@ use serde::Deserialize;
 use shared_storage::StateStore;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use crate::api::routes::{Api, Refused};
+use crate::api::answer::Refused;
+use crate::api::shared::Api;
 use crate::api::views::Event;
 use crate::history::Tail;
 

@@ -7,7 +7,7 @@ use cluster_core::model::{Guest, GuestId};
 use hyper::StatusCode;
 use shared_storage::{Datastore, StoreError};
 
-use super::routes::Refused;
+use super::answer::Refused;
 use crate::guest_file::GuestFile;
 
 /// Check everything that can be checked without a host.

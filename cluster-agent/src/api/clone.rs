@@ -19,10 +19,11 @@ use shared_storage::image::{self, DiskOptions, Made};
 use shared_storage::{Datastore, GuestDir, StoreError};
 use vmm_core::spec::DiskFormat;
 
+use super::answer::{Answer, Refused, no_guest, said};
 use super::check::check;
 use super::create::{mac_of, store_format, taken};
 use super::off::{hold, let_go};
-use super::routes::{Answer, Api, Refused, no_guest, said};
+use super::shared::Api;
 use super::views::CloneGuest;
 use crate::guest_file::{GuestDisk, GuestFile};
 use crate::guests::Host;

@@ -11,8 +11,8 @@ use shared_storage::{Datastore, StoreError};
 use vmm_core::mac::Mac;
 use vmm_core::spec::DiskFormat;
 
+use super::answer::Refused;
 use super::check::check;
-use super::routes::Refused;
 use super::views::{CreateGuest, DiskFrom};
 use crate::guest_file::{GuestDisk, GuestFile, ImageFile};
 

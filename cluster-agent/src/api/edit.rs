@@ -10,8 +10,9 @@ use hyper::StatusCode;
 use serde::{Deserialize, Serialize};
 use shared_storage::{Datastore, StoreError};
 
+use super::answer::{Answer, Refused, no_guest, said};
 use super::check::check;
-use super::routes::{Answer, Api, Refused, no_guest, said};
+use super::shared::Api;
 use super::views::EditGuest;
 use crate::admission::{self, Candidate};
 use crate::driver::Input;

@@ -7,7 +7,7 @@ use hyper::StatusCode;
 use shared_storage::lease::HeldLease;
 use shared_storage::{GuestDir, StoreError};
 
-use super::routes::Refused;
+use super::answer::Refused;
 use crate::guest_file::GuestFile;
 use crate::guests::Host;
 

@@ -8,7 +8,8 @@ use axum::extract::{Path, State};
 use axum::routing::post;
 use hyper::Method;
 
-use super::routes::{Answer, Api, Refused, Said, said};
+use super::answer::{Answer, Refused, Said, said};
+use super::shared::Api;
 use crate::http::client::{Client, Endpoint};
 
 /// A VMM answers within this.

@@ -14,7 +14,8 @@ use tokio::net::UnixStream;
 use tracing::debug;
 
 use super::PROTOCOL;
-use crate::api::routes::{Api, Refused};
+use crate::api::answer::Refused;
+use crate::api::shared::Api;
 
 /// What people and scripts may ask.
 ///

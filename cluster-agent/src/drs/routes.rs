@@ -9,7 +9,8 @@ use cluster_core::drs::Order;
 use hyper::{Method, StatusCode};
 
 use super::view::{ChangeDrs, ChangeGuestDrs, DrsView};
-use crate::api::routes::{Answer, Api, Refused, said};
+use crate::api::answer::{Answer, Refused, said};
+use crate::api::shared::Api;
 use crate::http::wish::Wish;
 use crate::policy::Policy;
 

@@ -11,7 +11,8 @@ use hyper::{HeaderMap, Method, StatusCode};
 use tracing::info;
 
 use super::connection::Peer;
-use crate::api::routes::{Api, Refused};
+use crate::api::answer::Refused;
+use crate::api::shared::Api;
 use crate::tokens::Tokens;
 use crate::tokens::routes::TOKENS_PATH;
 

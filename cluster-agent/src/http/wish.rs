@@ -7,7 +7,7 @@ use hyper::StatusCode;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::api::routes::Refused;
+use crate::api::answer::Refused;
 
 /// A JSON object with what is wished for. A list is refused: serde would take its items for the
 /// fields, in the order of their declaration.

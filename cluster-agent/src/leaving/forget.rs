@@ -13,7 +13,8 @@ use hyper::StatusCode;
 use shared_storage::lease::LeaseFiles;
 use shared_storage::{Datastore, StoreError};
 
-use crate::api::routes::{Answer, Api, Refused, said};
+use crate::api::answer::{Answer, Refused, said};
+use crate::api::shared::Api;
 use crate::guests::Host;
 use crate::policy::Policy;
 

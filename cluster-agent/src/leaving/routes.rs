@@ -11,7 +11,8 @@ use hyper::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 
 use super::forget::forget;
-use crate::api::routes::{Answer, Api, Refused, Said, said};
+use crate::api::answer::{Answer, Refused, Said, said};
+use crate::api::shared::Api;
 use crate::http::wish::Wish;
 use crate::maintenance::routes::{Maintain, verdict};
 use crate::policy::Policy;

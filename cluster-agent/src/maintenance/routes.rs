@@ -12,7 +12,8 @@ use cluster_core::model::HostId;
 use hyper::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 
-use crate::api::routes::{Answer, Api, Refused, Said, said};
+use crate::api::answer::{Answer, Refused, Said, said};
+use crate::api::shared::Api;
 use crate::http::wish::Wish;
 use crate::policy::Policy;
 

@@ -14,7 +14,7 @@ use shared_storage::clock::boottime_us;
 use super::Counts;
 use super::process::Usage;
 use super::text::{CONTENT_TYPE, Page};
-use crate::api::routes::Api;
+use crate::api::shared::Api;
 use crate::picture::Picture;
 
 /// What people and scripts may ask.

@@ -12,7 +12,8 @@ use vmm_core::migration::Forecast;
 
 use super::rehearsal;
 use super::view::{Berth, MigrateGuest, MigrationView, OnHost, Ordered, Rehearsed};
-use crate::api::routes::{Api, Refused};
+use crate::api::answer::Refused;
+use crate::api::shared::Api;
 use crate::driver::Input;
 use crate::http::wish::Wish;
 

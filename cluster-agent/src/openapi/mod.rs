@@ -13,7 +13,7 @@ use hyper::header::CONTENT_TYPE;
 use serde_json::{Map, Value, json};
 
 use self::operations::{Answer, OPERATIONS, Operation};
-use crate::api::routes::Api;
+use crate::api::shared::Api;
 
 /// What people and scripts may ask.
 pub fn public() -> Router<Arc<Api>> {

@@ -14,8 +14,9 @@ use shared_storage::Datastore;
 use storage_core::name::check_name;
 
 use super::words::sentence;
+use crate::api::answer::{Answer, Refused, said};
 use crate::api::edit;
-use crate::api::routes::{Answer, Api, Refused, said};
+use crate::api::shared::Api;
 use crate::api::views::EditGuest;
 use crate::http::wish::Wish;
 use crate::inventory;

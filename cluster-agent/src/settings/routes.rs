@@ -8,7 +8,8 @@ use axum::{Json, Router};
 use hyper::StatusCode;
 
 use super::{ChangeConfig, ConfigView};
-use crate::api::routes::{Answer, Api, Refused, said};
+use crate::api::answer::{Answer, Refused, said};
+use crate::api::shared::Api;
 use crate::http::wish::Wish;
 use crate::policy::Policy;
 

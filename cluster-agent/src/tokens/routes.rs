@@ -13,7 +13,8 @@ use shared_storage::trust::Identity;
 use storage_core::name::check_name;
 
 use super::{Token, Tokens, hash, secret};
-use crate::api::routes::{Answer, Api, Refused, said};
+use crate::api::answer::{Answer, Refused, said};
+use crate::api::shared::Api;
 use crate::http::wish::Wish;
 
 /// Where tokens are steered; closed to tokens themselves.

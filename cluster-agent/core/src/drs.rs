@@ -134,8 +134,9 @@ impl Drs {
     }
 
     /// The operator asks for something. Answers what comes of it, or why nothing does.
-    pub fn order(&mut self, order: Order) -> Result<String, String> {
-        let Order::Apply(mut numbers) = order;
+    pub fn order(&mut self, order: Order, cluster: &Cluster) -> Result<String, String> {
+        let Order::Apply(numbers) = order;
+        let mut numbers: BTreeSet<u64> = numbers.into_iter().collect();
         let current = self.round.numbers();
         if let Some(unknown) = numbers.iter().find(|number| !current.contains(*number)) {
             return Err(format!(
@@ -152,10 +153,14 @@ impl Drs {
         self.approved.extend(&numbers);
         self.next_round_us = 0;
         let words: Vec<String> = numbers.iter().map(ToString::to_string).collect();
-        Ok(format!(
+        let mut said = format!(
             "will carry out {}; `godwit drs history` tells how it went",
             words.join(", ")
-        ))
+        );
+        if let Err(why) = check(cluster, &self.round.moves_of(&numbers)) {
+            said = format!("{said}\nit waits until that is possible: {why}");
+        }
+        Ok(said)
     }
 }
 

@@ -173,9 +173,16 @@ fn chosen(host: &str, load: u64, soft: usize, reasons: &[String]) -> String {
         because = format!("{because}, though {soft} soft rules are broken");
     }
     if !reasons.is_empty() {
-        because = format!("{because}; {} hosts would not do", reasons.len());
+        because = format!("{because}; {} would not do", hosts(reasons.len()));
     }
     because
+}
+
+fn hosts(count: usize) -> String {
+    match count {
+        1 => "1 host".into(),
+        many => format!("{many} hosts"),
+    }
 }
 
 /// How many hosts are named in a refusal.
@@ -187,7 +194,7 @@ fn nowhere(needs: Resources, reasons: &[String]) -> String {
         because = format!("{because}; {reason}");
     }
     if reasons.len() > NAMED {
-        because = format!("{because}; and {} more hosts", reasons.len() - NAMED);
+        because = format!("{because}; and {} more", hosts(reasons.len() - NAMED));
     }
     because
 }

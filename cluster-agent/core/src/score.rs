@@ -20,7 +20,7 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use crate::balance::{contention, spread};
-use crate::model::{Cluster, Guest, GuestId, HostId, Resources};
+use crate::model::{Cluster, Guest, GuestId, HostId, HostMode, Resources};
 use crate::placement::{Use, load_permille};
 
 /// All of it, in thousandths.
@@ -90,7 +90,7 @@ pub struct Assessment {
     /// Standard deviation of the host loads, in thousandths.
     pub imbalance_permille: u64,
     /// CPU demand that has to wait, in thousandths of a core (memory counted in as
-    /// [`crate::balance`] does).
+    /// [`crate::balance`] does), on hosts that are being emptied, too.
     pub waiting_mcpu: u64,
     /// Ganeti's measure: standard deviation of the free memory's share plus that of the
     /// ratio of virtual to physical cores, in millionths.
@@ -143,14 +143,19 @@ pub fn assess(cluster: &Cluster) -> Assessment {
     let wants = wants(cluster);
     let mut loads = BTreeMap::new();
     let (mut wanted_of, mut configured_of) = (Vec::new(), Vec::new());
-    for (name, host) in cluster.hosts.iter().filter(|(_, host)| host.mode.serves()) {
+    for (name, host) in &cluster.hosts {
         let want = wants.get(name).copied().unwrap_or_default();
+        if host.mode != HostMode::Lost {
+            wanted_of.push((want.wanted, host.capacity));
+        }
+        if !host.mode.serves() {
+            continue;
+        }
         let used = Use {
             reserved: Resources::default(),
             wanted: want.wanted,
         };
         loads.insert(name.clone(), load_permille(used, host.capacity));
-        wanted_of.push((want.wanted, host.capacity));
         configured_of.push((want.configured, host.capacity));
     }
     let (mut got, mut wanted) = (0_u64, 0_u64);

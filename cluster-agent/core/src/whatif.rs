@@ -214,6 +214,17 @@ mod tests {
     }
 
     #[test]
+    fn guests_of_a_host_that_is_emptied_wait_there_too() {
+        let changes = Changes {
+            drain: Vec::from(["a".into()]),
+            ..Changes::default()
+        };
+        let [as_it_is, drained] = [Changes::default(), changes].map(|changes| ask(&changes));
+        let before = |forecast: Result<Forecast, _>| forecast.expect("an answer").plan.before;
+        assert_eq!(before(as_it_is).waiting_mcpu, before(drained).waiting_mcpu);
+    }
+
+    #[test]
     fn a_lost_hosts_guests_restart_and_an_added_host_helps() {
         let mut changes = Changes {
             lose: Vec::from(["a".into()]),

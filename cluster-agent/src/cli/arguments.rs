@@ -17,21 +17,28 @@ use crate::tokens::cli::TokenVerb;
 /// Where the agent of this host answers.
 const LOCAL_SOCKET: &str = "/run/godwit/agent.sock";
 
+/// What `--help` says which agent is asked under, below a verb's own options.
+const AGENT: &str = "Agent to ask";
+
 /// See and steer a Godwit cluster, from any of its hosts.
 #[derive(Debug, Parser)]
 #[command(name = "godwit", version, arg_required_else_help = true)]
 pub struct Arguments {
     /// Socket of the agent to ask.
-    #[arg(long, global = true, env = "GODWIT_SOCKET", default_value = LOCAL_SOCKET)]
+    #[arg(long, global = true, help_heading = AGENT,
+        env = "GODWIT_SOCKET", default_value = LOCAL_SOCKET)]
     pub socket: PathBuf,
     /// Agent to ask from afar: host:port, or a host; needs --token-file and --ca-file.
-    #[arg(long, global = true, env = "GODWIT_SERVER", value_name = "HOST[:PORT]")]
+    #[arg(long, global = true, help_heading = AGENT,
+        env = "GODWIT_SERVER", value_name = "HOST[:PORT]")]
     pub server: Option<String>,
     /// File with the token for --server; `godwit token create` on a host makes one.
-    #[arg(long, global = true, env = "GODWIT_TOKEN_FILE", value_name = "FILE")]
+    #[arg(long, global = true, help_heading = AGENT,
+        env = "GODWIT_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// File with the certificate for --server; `godwit ca` on a host prints it.
-    #[arg(long, global = true, env = "GODWIT_CA_FILE", value_name = "FILE")]
+    #[arg(long, global = true, help_heading = AGENT,
+        env = "GODWIT_CA_FILE", value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
     /// Print JSON for scripts instead of tables for people.
     #[arg(long, global = true)]

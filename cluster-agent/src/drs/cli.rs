@@ -19,7 +19,7 @@ pub enum DrsVerb {
     Recommendations,
     /// Explain one recommendation in full.
     Explain {
-        /// Its number.
+        /// Its number, as `godwit drs recommendations` has it.
         number: u64,
     },
     /// Carry recommendations out.
@@ -33,7 +33,7 @@ pub enum DrsVerb {
         #[arg(short = 'n', long, default_value_t = 20)]
         count: u64,
     },
-    /// Change how the cluster, or one guest, is balanced.
+    /// Change how the cluster, or one guest, is balanced; `godwit drs status` shows how it is now.
     Set(SetArguments),
     /// Plan for a cluster described in a file; nothing is asked of any agent.
     Plan(PlanArguments),
@@ -41,6 +41,7 @@ pub enum DrsVerb {
 
 /// What to change.
 #[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
 pub struct SetArguments {
     /// How much is done without asking.
     #[arg(long, value_enum)]
@@ -50,28 +51,28 @@ pub struct SetArguments {
         "at_once_per_host", "at_once_per_link", "hold", "rise", "fall"])]
     pub guest: Option<String>,
     /// 1 (conservative) to 5 (eager).
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=5))]
     pub threshold: Option<u8>,
     /// Seconds from one plan to the next.
-    #[arg(long)]
+    #[arg(long, value_name = "SECONDS")]
     pub round: Option<u64>,
     /// Migrations at a time in the whole cluster.
-    #[arg(long)]
+    #[arg(long, value_name = "MIGRATIONS")]
     pub at_once: Option<u32>,
     /// Migrations at a time into or out of one host.
-    #[arg(long)]
+    #[arg(long, value_name = "MIGRATIONS")]
     pub at_once_per_host: Option<u32>,
     /// Migrations at a time between two hosts, both ways together.
-    #[arg(long)]
+    #[arg(long, value_name = "MIGRATIONS")]
     pub at_once_per_link: Option<u32>,
     /// Seconds that a jump in demand has to last before it counts.
-    #[arg(long)]
+    #[arg(long, value_name = "SECONDS")]
     pub hold: Option<u64>,
     /// Time constant of rising demand, in seconds.
-    #[arg(long)]
+    #[arg(long, value_name = "SECONDS")]
     pub rise: Option<u64>,
     /// Time constant of falling demand, in seconds.
-    #[arg(long)]
+    #[arg(long, value_name = "SECONDS")]
     pub fall: Option<u64>,
 }
 

@@ -211,7 +211,8 @@ fn steps(out: &mut String, plan: &Plan) {
 
 fn assessments(out: &mut String, plan: &Plan) {
     let (moves, gib) = (plan.moves().count(), plan.memory_mib() / 1024);
-    let _ = writeln!(out, "{moves} moves, {gib} GiB");
+    let noun = if moves == 1 { "move" } else { "moves" };
+    let _ = writeln!(out, "{moves} {noun}, {gib} GiB");
     let row = |name: &str, of: &dyn Fn(&Assessment) -> String| {
         format!(
             "{name:<26} {:>12} {:>12}\n",
@@ -286,7 +287,7 @@ mod tests {
         let golden = "\
 wave 1
     1. web1 from hosta to hostb: mends rule webs; hosta goes from 118.7 % to 81.2 %, hostb goes from 0.0 % to 37.5 %; 10.898 cores less waiting, for a cost of 0.012; about 2.1 s of migration (assumed: link 1000 MiB/s, no writes); obeys rule webs
-1 moves, 2 GiB
+1 move, 2 GiB
                                  before        after
 demand that is met               84.2 %      100.0 %
 imbalance of loads               59.3 %       21.8 %

@@ -8,7 +8,7 @@ use axum::{Json, Router};
 use cluster_core::drs::Order;
 use hyper::{Method, StatusCode};
 
-use super::view::{ChangeDrs, ChangeGuestDrs, DrsView};
+use super::view::{ChangeDrs, ChangeGuestDrs, DrsView, words};
 use crate::api::answer::{Answer, Refused, said};
 use crate::api::shared::Api;
 use crate::http::wish::Wish;
@@ -79,12 +79,7 @@ async fn set(State(api): State<Arc<Api>>, Wish(change): Wish<ChangeDrs>) -> Answ
         })
         .await?;
     api.nudge.nudge();
-    Ok(said(format!(
-        "automation {}, threshold {}, a round every {} s",
-        now.automation.word(),
-        now.threshold,
-        now.round_ms / 1000
-    )))
+    Ok(said(words(&now)))
 }
 
 async fn set_guest(

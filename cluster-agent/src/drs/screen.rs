@@ -2,31 +2,22 @@
 
 use std::fmt::Write;
 
-use cluster_core::balance::{Recommendation, Why};
+use cluster_core::balance::{Bar, Recommendation, Why};
 use cluster_core::drs::Automation;
 use cluster_core::score::Assessment;
 
-use super::view::DrsView;
+use super::view::{DrsView, words};
 use crate::api::views::Event;
 use crate::cli::screen::time_of_day;
 use crate::cli::table::{bar, percent, table};
 
 /// `godwit drs status`.
 pub fn status(drs: &DrsView) -> String {
-    let mut out = String::new();
-    let settings = &drs.settings;
-    let _ = writeln!(
-        out,
-        "automation {}   threshold {}   a round every {} s{}",
-        settings.automation.word(),
-        settings.threshold,
-        settings.round_ms / 1000,
-        if drs.settled {
-            ""
-        } else {
-            "   (demand is not observed for long enough yet)"
-        }
-    );
+    let mut out = words(&drs.settings);
+    out.push('\n');
+    if !drs.settled {
+        out.push_str("demand has not been observed for long enough yet\n");
+    }
     let (before, after) = (&drs.round.before, &drs.round.after);
     let row =
         |name: &str, of: &dyn Fn(&Assessment) -> String| [name.to_owned(), of(before), of(after)];
@@ -63,7 +54,8 @@ pub fn recommendations(drs: &DrsView) -> String {
     for step in &drs.under_way {
         let _ = writeln!(out, "under way: {}", step.because);
     }
-    for one in &drs.round.recommendations {
+    let waiting = drs.round.recommendations.iter();
+    for one in waiting.filter(|one| !drs.is_under_way(one.number)) {
         let _ = writeln!(out, "{:>4}. {}", one.number, one.step.words);
     }
     if drs.round.recommendations.is_empty() && drs.under_way.is_empty() {
@@ -102,7 +94,7 @@ pub fn explanation(number: u64, step: &Recommendation, drs: &DrsView) -> String 
     );
     let _ = writeln!(
         out,
-        "cost      {}: {} MiB, about {}.{} s on the wire",
+        "cost      {} cores: {} MiB, about {}.{} s on the wire",
         signed_thousandths(step.cost),
         step.memory_mib,
         step.migration_ms / 1000,
@@ -120,11 +112,10 @@ pub fn explanation(number: u64, step: &Recommendation, drs: &DrsView) -> String 
     let _ = match step.why {
         Why::Balance | Why::Swap => writeln!(
             out,
-            "bar       at threshold {} the gain must be {} times the cost, and the source must be \
-             at least {} loaded",
+            "bar       at threshold {} the gain must be {} times the cost{}",
             settings.threshold,
             bar.times_cost,
-            percent(bar.calm_permille)
+            least_load(&bar)
         ),
         _ => writeln!(out, "bar       none: it is not for the balance"),
     };
@@ -135,8 +126,18 @@ pub fn explanation(number: u64, step: &Recommendation, drs: &DrsView) -> String 
     out
 }
 
+fn least_load(bar: &Bar) -> String {
+    match bar.calm_permille {
+        0 => String::new(),
+        load => format!(", and the source at least {} loaded", percent(load)),
+    }
+}
+
 /// Is it carried out by itself, or does it wait for somebody?
 fn who_acts(number: u64, step: &Recommendation, drs: &DrsView) -> String {
+    if drs.is_under_way(number) {
+        return "is being carried out; `godwit drs history` tells how it went".to_owned();
+    }
     if matches!(step.why, Why::Maintenance { .. }) {
         return "is carried out by itself: maintenance was asked for".to_owned();
     }
@@ -163,6 +164,9 @@ fn why(why: &Why) -> String {
 
 /// `godwit drs history`.
 pub fn history(events: &[Event]) -> String {
+    if events.is_empty() {
+        return "nothing has been carried out yet\n".to_owned();
+    }
     let rows: Vec<_> = events
         .iter()
         .map(|event| [time_of_day(event.unix_ms), event.detail.clone()])
@@ -187,7 +191,7 @@ mod tests {
     fn an_even_cluster_has_nothing_to_move() {
         let text = status(&DrsView::default());
         assert!(
-            text.starts_with("automation partial   threshold 3"),
+            text.starts_with("automation partial, threshold 3"),
             "{text}"
         );
         assert!(text.ends_with("nothing to move\n"), "{text}");

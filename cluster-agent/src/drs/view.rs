@@ -56,6 +56,11 @@ impl DrsView {
         })
     }
 
+    /// Is this recommendation being carried out?
+    pub fn is_under_way(&self, number: u64) -> bool {
+        self.under_way.iter().any(|step| step.number == number)
+    }
+
     /// How much is done with a guest without asking.
     pub fn automation(&self, guest: &str) -> Automation {
         let own = self.guests.get(guest);
@@ -118,7 +123,8 @@ impl ChangeDrs {
             return Err("the threshold goes from 1 (conservative) to 5 (eager)".to_owned());
         }
         if self.round_ms.is_some_and(|every| every < ROUND_MS_MIN) {
-            return Err(format!("a round takes at least {ROUND_MS_MIN} ms"));
+            let least_s = ROUND_MS_MIN / 1000;
+            return Err(format!("a round takes at least {least_s} s"));
         }
         let times = [
             ("round", self.round_ms),
@@ -147,6 +153,26 @@ impl ChangeDrs {
         set(&mut settings.smoothing.fall_ms, self.fall_ms);
         Ok(())
     }
+}
+
+/// All that can be set, for people.
+pub fn words(settings: &DrsSettings) -> String {
+    let seconds = |ms: u64| ms / 1000;
+    let smoothing = &settings.smoothing;
+    format!(
+        "automation {}, threshold {}, a round every {} s\n\
+         migrations at once: {}, {} per host, {} per link\n\
+         demand: a jump counts after {} s, rises in {} s, falls in {} s",
+        settings.automation.word(),
+        settings.threshold,
+        seconds(settings.round_ms),
+        settings.at_once,
+        settings.at_once_per_host,
+        settings.at_once_per_link,
+        seconds(smoothing.hold_ms),
+        seconds(smoothing.rise_ms),
+        seconds(smoothing.fall_ms)
+    )
 }
 
 fn set<T: Copy>(to: &mut T, wish: Option<T>) {

@@ -71,7 +71,7 @@ impl<O: Objective> Planner<'_, O> {
     fn no_room(&self, unit: U) -> String {
         let size = self.field.unit(unit).size;
         let books = self.field.books();
-        let (mut barred, mut room) = (0, Resources::default());
+        let (mut barred, mut open, mut room) = (0, 0, Resources::default());
         for host in self.field.hosts() {
             let dense = &books.hosts[host as usize];
             if !dense.receives || host == self.field.unit(unit).host {
@@ -79,19 +79,24 @@ impl<O: Objective> Planner<'_, O> {
             }
             if self.field.allows(unit, host) {
                 let free = dense.free();
+                open += 1;
                 room.memory_mib = room.memory_mib.max(free.memory_mib);
                 room.mcpu = room.mcpu.max(free.mcpu);
             } else {
                 barred += 1;
             }
         }
+        let names = self.names(unit);
         let barred = match barred {
             0 => String::new(),
-            n => format!("; rules keep it off {n} more hosts"),
+            1 => "; rules keep it off 1 host".into(),
+            n => format!("; rules keep it off {n} hosts"),
         };
+        if open == 0 {
+            return format!("no other host that receives guests may run {names}{barred}");
+        }
         format!(
-            "{} needs {size}; the most that a host it may run on has free is {room}{barred}",
-            self.names(unit)
+            "{names} needs {size}; the most that a host it may run on has free is {room}{barred}"
         )
     }
 

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-use crate::balance::{Plan, Recommendation, Unresolved};
+use crate::balance::{Move, Plan, Recommendation, Unresolved};
 use crate::score::Assessment;
 
 /// A recommendation with its number.
@@ -48,6 +48,15 @@ impl Round {
         self.unresolved = plan.unresolved;
         self.before = plan.before;
         self.after = plan.after;
+    }
+
+    /// All moves of these recommendations, in the order of the plan.
+    pub(super) fn moves_of(&self, numbers: &BTreeSet<u64>) -> Vec<Move> {
+        let chosen = self.recommendations.iter();
+        chosen
+            .filter(|one| numbers.contains(&one.number))
+            .flat_map(|one| one.step.moves.clone())
+            .collect()
     }
 
     fn next_number(&mut self) -> u64 {

@@ -82,8 +82,11 @@ fn partial_automation_recommends_and_applies_when_told() {
     drs.step(S, &cluster, &settings);
     assert!(drs.step(70 * S, &cluster, &settings).is_empty());
     let number = drs.round().recommendations[0].number;
-    assert!(drs.order(Order::Apply(vec![number + 1])).is_err());
-    drs.order(Order::Apply(vec![number])).expect("is there");
+    let unknown = Order::Apply(vec![number + 1]);
+    assert!(drs.order(unknown, &cluster).is_err());
+    let said = drs.order(Order::Apply(vec![number, number]), &cluster);
+    let all = format!("will carry out {number}; `godwit drs history` tells how it went");
+    assert_eq!(said, Ok(all));
     let begun = drs.step(71 * S, &cluster, &settings);
     assert_eq!(moves(&begun).len(), 1);
     let Decision::Record(_, text) = &begun[0] else {
@@ -93,6 +96,20 @@ fn partial_automation_recommends_and_applies_when_told() {
         text.starts_with(&format!("carries out {number}: g")),
         "{text}"
     );
+}
+
+#[test]
+fn what_cannot_be_carried_out_yet_is_said_to_wait() {
+    let (mut drs, mut cluster, settings) = (Drs::default(), busy(), Settings::default());
+    drs.step(S, &cluster, &settings);
+    cluster.hosts.get_mut("b").unwrap().mode = HostMode::Quiet;
+    let said = drs.order(Order::Apply(vec![]), &cluster).expect("is there");
+    assert!(
+        said.ends_with("it waits until that is possible: b receives no guests now"),
+        "{said}"
+    );
+    let applied = drs.step(70 * S, &cluster, &settings);
+    assert!(moves(&applied).is_empty(), "{applied:?}");
 }
 
 #[test]

@@ -46,7 +46,7 @@ impl Leading {
     /// The operator asks something of balancing.
     pub fn order_balancing(&mut self, order: Order) -> Result<String, String> {
         self.changed = true;
-        self.drs.order(order)
+        self.drs.order(order, &self.cluster)
     }
 
     /// A migration that may be carried out now: to that host, or to the best.

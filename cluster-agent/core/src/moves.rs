@@ -26,6 +26,7 @@ struct UnderWay {
     to: HostId,
     number: u64,
     ordered_by: HostId,
+    leader_epoch: u64,
     because: String,
 }
 
@@ -56,18 +57,20 @@ pub struct Ended {
 }
 
 impl Moves {
-    /// Begin a migration. An order repeated because its answer is late changes only who gets
-    /// the answer.
+    /// Begin a migration. An order repeated because its answer is late, or given again by a new
+    /// leader who cannot know that it was, changes only who gets the answer.
     pub fn ordered(&mut self, from: &HostId, order: MoveOrder) -> Result<Option<Action>, NotBegun> {
         let mut answered = self.answered.iter();
         if let Some((_, answer)) = answered.find(|(number, _)| *number == order.number) {
             return Err(NotBegun::Answered(answer.clone()));
         }
         if let Some(one) = self.under_way.get_mut(&order.guest) {
-            if one.number != order.number {
+            let by_successor = order.leader_epoch > one.leader_epoch && order.to == one.to;
+            if one.number != order.number && !by_successor {
                 let why = format!("it is on its way to {} already", one.to);
                 return Err(NotBegun::Refused(why));
             }
+            (one.number, one.leader_epoch) = (order.number, order.leader_epoch);
             one.ordered_by.clone_from(from);
             return Ok(None);
         }
@@ -79,6 +82,7 @@ impl Moves {
             to: order.to.clone(),
             number: order.number,
             ordered_by: from.clone(),
+            leader_epoch: order.leader_epoch,
             because: order.because.clone(),
         };
         self.under_way.insert(order.guest.clone(), one);
@@ -237,6 +241,23 @@ mod tests {
         assert_eq!(again, NotBegun::Answered(ended.answer));
         let more = moves.ordered(&a, order("more", "c", 20));
         assert!(more.unwrap().is_some());
+    }
+
+    #[test]
+    fn a_new_leader_takes_over_the_migration_that_the_old_one_ordered() {
+        let mut moves = Moves::default();
+        let (old, new) = (HostId::from("a"), HostId::from("b"));
+        moves.ordered(&old, order("web1", "c", 1)).unwrap();
+        let later = |to: &str| MoveOrder {
+            leader_epoch: 2,
+            ..order("web1", to, 7)
+        };
+        assert!(moves.ordered(&new, later("d")).is_err(), "to another host");
+        assert_eq!(moves.ordered(&new, later("c")), Ok(None));
+        let why = String::from("no route");
+        let failed = moves.ended(&"web1".into(), MoveOutcome::Failed { why });
+        let ended = failed.unwrap();
+        assert_eq!((ended.ordered_by, ended.answer.number), (new, 7));
     }
 
     #[test]

@@ -17,6 +17,9 @@ use crate::model::{HostMode, Resources};
 /// Hosts tried for one unit when the admission policy refuses.
 const TRIED: usize = 16;
 
+/// Why a unit stays that is excluded from automation.
+const NOT_BY_ITSELF: &str = "it may not be moved automatically; to move it by hand: godwit migrate";
+
 /// Why a unit cannot leave.
 pub(crate) struct Stuck {
     /// Only the admission policy stands against it.
@@ -118,15 +121,17 @@ impl<O: Objective> Planner<'_, O> {
         let name = self.field.books().host_names[host as usize].clone();
         let why = Why::Maintenance { host: name };
         for unit in units {
-            if let Err(stuck) = self.send(unit, &why)
-                && (stuck.admission || !self.make_room(unit, &why))
-            {
-                let what = format!("{} stays on {}", self.names(unit), self.host_name(host));
-                self.unresolved.push(Unresolved {
-                    what,
-                    because: stuck.because,
-                });
-            }
+            let because = if self.field.unit(unit).movable {
+                match self.send(unit, &why) {
+                    Ok(()) => continue,
+                    Err(stuck) if !stuck.admission && self.make_room(unit, &why) => continue,
+                    Err(stuck) => stuck.because,
+                }
+            } else {
+                NOT_BY_ITSELF.into()
+            };
+            let what = format!("{} stays on {}", self.names(unit), self.host_name(host));
+            self.unresolved.push(Unresolved { what, because });
         }
     }
 
@@ -266,7 +271,7 @@ impl<O: Objective> Planner<'_, O> {
                 Err(stuck) => stuck.because,
             }
         } else {
-            "it may not be moved automatically".into()
+            NOT_BY_ITSELF.into()
         };
         let what = format!("{} stays where it must not be", self.names(unit));
         self.unresolved.push(Unresolved { what, because });

@@ -182,6 +182,36 @@ fn rules_and_maintenance_wait_for_no_demand() {
 }
 
 #[test]
+fn a_guest_that_failed_to_leave_for_maintenance_is_left_alone_and_the_others_go() {
+    let guests = [("g1", "a", 100), ("g2", "a", 100), ("g3", "a", 100)];
+    let mut cluster = cluster(&["a", "b"], &guests);
+    cluster.hosts.get_mut("a").unwrap().mode = HostMode::Maintenance;
+    cluster.guests.get_mut("g3").unwrap().movable = false;
+    let (mut drs, mut settings) = (Drs::default(), Settings::default());
+    settings.enforcement = crate::settings::Enforcement::Warn;
+    settings.drs.at_once_per_host = 1;
+    let first = moves(&drs.step(S, &cluster, &settings));
+    assert_eq!(first.len(), 1);
+    drs.failed(2 * S, &first[0].guest, "no route");
+    let second = moves(&drs.step(2 * S, &cluster, &settings));
+    assert_eq!(second.len(), 1);
+    assert_ne!(second[0].guest, first[0].guest);
+    arrive(&mut cluster, &second);
+    assert!(
+        moves(&drs.step(3 * S, &cluster, &settings)).is_empty(),
+        "too early"
+    );
+    let again = moves(&drs.step(64 * S, &cluster, &settings));
+    assert_eq!(again, first);
+    arrive(&mut cluster, &again);
+    assert!(
+        moves(&drs.step(65 * S, &cluster, &settings)).is_empty(),
+        "g3 is excluded"
+    );
+    assert_eq!(drs.round().unresolved.len(), 1);
+}
+
+#[test]
 fn the_moves_of_one_step_go_one_after_the_other() {
     let guests = [("g1", "a", 0), ("g2", "a", 0), ("g3", "b", 0)];
     let (mut drs, mut cluster, settings) = (Drs::default(), cluster(&["a", "b"], &guests), full());

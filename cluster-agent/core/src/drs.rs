@@ -100,7 +100,14 @@ impl Drs {
     /// Looks at the cluster and decides what to do now.
     pub fn step(&mut self, now_us: u64, cluster: &Cluster, settings: &Settings) -> Vec<Decision> {
         let mut decisions = self.follow(now_us, cluster);
+        // The operator's word is about what was shown, whatever a new look would recommend.
+        if self.under_way.is_empty() {
+            decisions.extend(self.act_as_told(now_us, cluster));
+        }
+        let told = self.approved.clone();
         if self.look(now_us, cluster, settings) {
+            let dropped = told.difference(&self.approved);
+            decisions.extend(dropped.copied().map(forgone));
             decisions.extend(self.act(now_us, cluster, settings));
         }
         decisions
@@ -151,7 +158,6 @@ impl Drs {
             return Ok("nothing is recommended".to_string());
         }
         self.approved.extend(&numbers);
-        self.next_round_us = 0;
         let words: Vec<String> = numbers.iter().map(ToString::to_string).collect();
         let mut said = format!(
             "will carry out {}; `godwit drs history` tells how it went",
@@ -162,6 +168,12 @@ impl Drs {
         }
         Ok(said)
     }
+}
+
+/// What was approved, could not be begun, and is not recommended any more.
+fn forgone(number: u64) -> Decision {
+    let text = format!("{number} was applied but could not begin, and is not recommended any more");
+    Decision::Record(Level::Warning, text)
 }
 
 /// Hosts in maintenance are emptied first; the rest is looked at when nothing of that is left

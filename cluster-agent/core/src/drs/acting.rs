@@ -54,7 +54,13 @@ enum Standing {
 }
 
 impl Drs {
-    /// Chooses what to carry out now, and begins it.
+    /// Begins what the operator approved, as far as that is possible now.
+    pub(super) fn act_as_told(&mut self, now_us: u64, cluster: &Cluster) -> Vec<Decision> {
+        let chosen = self.approved_steps(cluster);
+        self.begin(now_us, chosen)
+    }
+
+    /// Chooses what to carry out after a new look, and begins it.
     pub(super) fn act(
         &mut self,
         now_us: u64,
@@ -65,6 +71,10 @@ impl Drs {
         if chosen.is_empty() {
             chosen = self.automatic_steps(now_us, cluster, settings);
         }
+        self.begin(now_us, chosen)
+    }
+
+    fn begin(&mut self, now_us: u64, chosen: Vec<Numbered>) -> Vec<Decision> {
         let mut decisions = Vec::new();
         for Numbered { number, step } in chosen {
             let patience_us = PATIENCE_US.max(step.migration_ms * 1000 * PATIENCE_TIMES);
@@ -86,27 +96,21 @@ impl Drs {
         decisions
     }
 
-    /// Approved steps that can be carried out together: one, or a whole wave.
-    fn approved_steps(&mut self, cluster: &Cluster) -> Vec<Numbered> {
-        let is_approved = |index: &&usize| {
-            let one = self.round.recommendations.get(**index);
-            one.is_some_and(|one| self.approved.contains(&one.number))
+    /// Approved steps that can be carried out together: a whole wave, or one.
+    fn approved_steps(&self, cluster: &Cluster) -> Vec<Numbered> {
+        let approved = |one: &&Numbered| self.approved.contains(&one.number);
+        let all = &self.round.recommendations;
+        let waves = self.round.waves.iter().map(|wave| {
+            let steps = wave.iter().filter_map(|index| all.get(*index));
+            steps.filter(approved).cloned().collect()
+        });
+        // There are no waves any more once a step of the plan is done.
+        let single = all.iter().filter(approved).map(|one| vec![one.clone()]);
+        let can_begin = |steps: &Vec<Numbered>| {
+            let moves = steps.iter().flat_map(|one| one.step.moves.clone());
+            !steps.is_empty() && check(cluster, &moves.collect::<Vec<Move>>()).is_ok()
         };
-        for wave in &self.round.waves {
-            let steps: Vec<Numbered> = wave
-                .iter()
-                .filter(is_approved)
-                .map(|index| self.round.recommendations[*index].clone())
-                .collect();
-            let all: Vec<Move> = steps
-                .iter()
-                .flat_map(|one| one.step.moves.clone())
-                .collect();
-            if !steps.is_empty() && check(cluster, &all).is_ok() {
-                return steps;
-            }
-        }
-        Vec::new()
+        waves.chain(single).find(can_begin).unwrap_or_default()
     }
 
     /// The first wave of what may be done without asking.

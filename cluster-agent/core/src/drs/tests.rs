@@ -98,6 +98,20 @@ fn partial_automation_recommends_and_applies_when_told() {
     );
 }
 
+/// Load is measured and never the same twice: what was shown is what is applied.
+#[test]
+fn what_was_applied_is_carried_out_even_if_the_load_has_changed() {
+    let (mut drs, mut cluster, settings) = (Drs::default(), busy(), Settings::default());
+    drs.step(S, &cluster, &settings);
+    let wanted = drs.round().recommendations[0].step.moves.clone();
+    drs.order(Order::Apply(vec![]), &cluster).expect("is there");
+    for guest in cluster.guests.values_mut() {
+        guest.demand.mcpu = 100;
+    }
+    let begun = drs.step(400 * S, &cluster, &settings);
+    assert_eq!(moves(&begun), wanted[..1], "{begun:?}");
+}
+
 #[test]
 fn what_cannot_be_carried_out_yet_is_said_to_wait() {
     let (mut drs, mut cluster, settings) = (Drs::default(), busy(), Settings::default());
@@ -110,6 +124,10 @@ fn what_cannot_be_carried_out_yet_is_said_to_wait() {
     );
     let applied = drs.step(70 * S, &cluster, &settings);
     assert!(moves(&applied).is_empty(), "{applied:?}");
+    let [Decision::Record(Level::Warning, text)] = &applied[..] else {
+        panic!("{applied:?}")
+    };
+    assert!(text.contains("not recommended any more"), "{text}");
 }
 
 #[test]

@@ -2,26 +2,57 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use vmm_core::control::{Counters, DiskCounters, NetCounters};
 
-use crate::machine::Inspect;
+use crate::devices::virtio::block::BlockCounters;
+use crate::devices::virtio::net;
+use crate::vcpu;
 
 const PAGE_BYTES: u64 = 4096;
 
-/// All counters of a machine.
-pub fn of(machine: &dyn Inspect) -> Counters {
-    let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    let mut exits = BTreeMap::new();
-    machine.add_exits(&mut exits);
-    let (mut cpu_us, mut run_delay_us) = (0, 0);
-    for thread in machine.thread_ids() {
-        let (ran, waited) = schedule(thread).unwrap_or_default();
-        cpu_us += ran / 1000;
-        run_delay_us += waited / 1000;
+/// What counts in a machine; can be read whatever becomes of it.
+#[derive(Clone, Default)]
+pub struct Gauges {
+    /// Of each processor.
+    pub vcpus: Vec<vcpu::Gauge>,
+    /// Of each disk.
+    pub disks: Vec<Arc<BlockCounters>>,
+    /// Of each network card.
+    pub nets: Vec<Arc<net::NetCounters>>,
+}
+
+impl Gauges {
+    /// What they show.
+    pub fn read(&self) -> Counters {
+        let mut exits = BTreeMap::new();
+        let (mut cpu_us, mut run_delay_us) = (0, 0);
+        for vcpu in &self.vcpus {
+            vcpu.add_exits(&mut exits);
+            let (ran, waited) = schedule(vcpu.thread_id()).unwrap_or_default();
+            cpu_us += ran / 1000;
+            run_delay_us += waited / 1000;
+        }
+        Counters {
+            exits,
+            cpu_us,
+            run_delay_us,
+            resident_mib: resident_mib().unwrap_or_default(),
+            memory: None,
+            disks: self.disks.iter().map(|disk| of_disk(disk)).collect(),
+            nets: self.nets.iter().map(|net| of_net(net)).collect(),
+        }
     }
-    let disks = machine.disks().iter().map(|disk| DiskCounters {
+}
+
+fn get(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+fn of_disk(disk: &BlockCounters) -> DiskCounters {
+    DiskCounters {
         reads: get(&disk.reads),
         read_bytes: get(&disk.read_bytes),
         writes: get(&disk.writes),
@@ -29,22 +60,16 @@ pub fn of(machine: &dyn Inspect) -> Counters {
         flushes: get(&disk.flushes),
         discards: get(&disk.discards),
         errors: get(&disk.errors),
-    });
-    let nets = machine.nets().iter().map(|net| NetCounters {
+    }
+}
+
+fn of_net(net: &net::NetCounters) -> NetCounters {
+    NetCounters {
         received: get(&net.received),
         received_bytes: get(&net.received_bytes),
         sent: get(&net.sent),
         sent_bytes: get(&net.sent_bytes),
         dropped: get(&net.dropped),
-    });
-    Counters {
-        exits,
-        cpu_us,
-        run_delay_us,
-        resident_mib: resident_mib().unwrap_or_default(),
-        memory: None,
-        disks: disks.collect(),
-        nets: nets.collect(),
     }
 }
 

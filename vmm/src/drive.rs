@@ -1,8 +1,10 @@
 //! The driving loop: acts on what the machine reports until the guest ends.
 
 use std::collections::VecDeque;
+use std::sync::Once;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
+use std::{process, thread};
 
 use vmm_core::control::Happening;
 use vmm_core::lifecycle::Ending;
@@ -15,6 +17,9 @@ use crate::slim;
 
 /// What a guest's start takes, it has taken by then.
 const SETTLES_AFTER: Duration = Duration::from_secs(1);
+/// Whoever asks for the end waits no longer for what does not end.
+const END_LIMIT: Duration = Duration::from_secs(10);
+const STACK_BYTES: usize = 64 << 10;
 
 /// Drive a guest that runs to its end. Reasons for the end that need words go to the standard error.
 pub fn drive(guest: &Guest, notices: &Receiver<Notice>) -> Ending {
@@ -91,6 +96,27 @@ fn next(notices: &Receiver<Notice>, is_settled: &mut bool) -> Option<Notice> {
         *is_settled = true;
     }
     notices.recv().ok()
+}
+
+/// An operator has asked for the end. It comes, even if the guest's disks, or a reboot in the midst
+/// of which it was asked for, wait for a storage that does not answer.
+pub fn end_soon() {
+    static ASKED: Once = Once::new();
+    ASKED.call_once(|| {
+        let end = thread::Builder::new().name("end".into());
+        let end = end.stack_size(STACK_BYTES).spawn(|| {
+            thread::sleep(END_LIMIT);
+            say(&format!(
+                "the guest is switched off, but its storage has not answered for {} s: what was \
+                 under way may or may not be written",
+                END_LIMIT.as_secs()
+            ));
+            process::exit(Ending::Failed.code().into());
+        });
+        if let Err(error) = end {
+            say(&format!("cannot see to the guest's end: {error}"));
+        }
+    });
 }
 
 /// One line for a person, with the terminal as it was.

@@ -13,6 +13,7 @@
 mod error;
 mod leaving;
 mod phases;
+mod shown;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
@@ -24,7 +25,6 @@ use vmm_core::control::{Counters, Happening, Info, MemorySample};
 use vmm_core::lifecycle::State;
 use vmm_core::spec::Spec;
 
-use crate::counters;
 use crate::events::Events;
 use crate::kvm::DirtyLog;
 use crate::lease::Lease;
@@ -39,6 +39,7 @@ pub use error::GuestError;
 use leaving::Leaving;
 pub use leaving::Moment;
 use phases::Phase;
+use shown::Shown;
 
 /// Who wants the guest to stand still.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +71,6 @@ pub struct Parts {
 struct Inner {
     phase: Phase,
     holds: Vec<Hold>,
-    leaving: Leaving,
 }
 
 /// The guest.
@@ -78,14 +78,16 @@ pub struct Guest {
     /// Goes first: a machine must not go while one of its pages is away.
     accesses: AccessSampler,
     parts: Parts,
+    shown: Shown,
+    /// Held for as long as it takes to get from one phase to the next.
     inner: Mutex<Inner>,
-    /// [`Inner::leaving`] has changed.
+    /// Changes under the lock of `inner`, but for [`Guest::left`].
+    leaving: Mutex<Leaving>,
+    /// `leaving` has changed.
     settled: Condvar,
     reports: Reports,
     events: Events,
     reboots: AtomicU64,
-    /// What the machines before the present one have done.
-    past: Mutex<Counters>,
     writes: Mutex<WriteSampler>,
     migrating: AtomicBool,
     departures: Departures,
@@ -123,16 +125,16 @@ impl Guest {
             lease: OnceLock::new(),
             accesses: AccessSampler::new(parts.backends.memory.clone(), parts.spec.hugepages),
             parts,
+            shown: Shown::new(built.gauges()),
             inner: Mutex::new(Inner {
                 phase: Phase::Built(built),
                 holds: Vec::new(),
-                leaving: Leaving::No,
             }),
+            leaving: Mutex::new(Leaving::No),
             settled: Condvar::new(),
             reports,
             events: Events::default(),
             reboots: AtomicU64::new(0),
-            past: Mutex::default(),
             writes: Mutex::default(),
             migrating: AtomicBool::new(false),
             departures: Departures::default(),
@@ -213,12 +215,11 @@ impl Guest {
 
     /// What it does now; `None` when it has ended.
     pub fn state(&self) -> Option<State> {
-        match &self.lock().phase {
-            Phase::Built(_) => Some(State::Built),
-            Phase::Running(_) if self.migrating.load(Ordering::Acquire) => Some(State::Migrating),
-            Phase::Running(_) => Some(State::Running),
-            Phase::Paused(_) => Some(State::Paused),
-            Phase::Gone => None,
+        match self.shown.state() {
+            Some(State::Running) if self.migrating.load(Ordering::Acquire) => {
+                Some(State::Migrating)
+            }
+            state => state,
         }
     }
 
@@ -234,10 +235,7 @@ impl Guest {
 
     /// What it has done since its VMM started.
     pub fn counters(&self) -> Result<Counters, GuestError> {
-        let inner = self.lock();
-        let mut counters = self.past().clone();
-        counters.add(&counters::of(inner.phase.machine()?));
-        drop(inner);
+        let mut counters = self.shown.counters().ok_or(GuestError::Gone)?;
         counters.memory = self.sample_memory(Instant::now());
         Ok(counters)
     }
@@ -248,9 +246,10 @@ impl Guest {
         let sample = writes.step(self.memory(), now);
         if self.accesses.conclude(now) {
             let pages = self.accesses.draw(|page| writes.watches(page));
-            // Nobody makes it stand still while the lock is held.
-            let inner = self.lock();
-            if matches!(inner.phase, Phase::Running(_)) {
+            // Nobody makes it stand still while the lock is held. Who holds it may be long.
+            if let Ok(inner) = self.inner.try_lock()
+                && matches!(inner.phase, Phase::Running(_))
+            {
                 self.accesses.set_aside(&pages, now);
             }
         }
@@ -264,10 +263,6 @@ impl Guest {
     /// All of its memory is where it belongs for as long as the answer lives.
     pub fn keep_memory_home(&self) -> Bar<'_> {
         self.accesses.bar()
-    }
-
-    fn past(&self) -> MutexGuard<'_, Counters> {
-        self.past.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What an operator wants to know first.

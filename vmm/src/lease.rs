@@ -252,7 +252,6 @@ fn obey(notice: LeaseNotice, guest: &Guest) -> Result<(), GuestError> {
     match notice {
         LeaseNotice::Pause => {
             guest.hold(Hold::Lease)?;
-            guest.events().tell(Happening::LeaseSuspended);
         }
         LeaseNotice::Run => {
             if let Some(epoch) = guest.lease().and_then(|lease| lease.epoch()) {

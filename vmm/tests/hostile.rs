@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
-use little::{cannot_run_guests, command, kernel, out};
+use little::{cannot_run_guests, command, kernel, out, store};
 use shared_storage::image::{self, Format};
 use vmm::layout::{
     ECAM, KEYBOARD_PORT, PANIC_PORT, PCI_WINDOW, POWER_PORT, RAM_GAP_START, SERIAL_PORT,
@@ -52,12 +52,12 @@ impl Act {
         const WORDS: u8 = 0x66;
         match *self {
             Self::Store(at, width, value) => {
-                let (value, at) = (value.to_le_bytes(), at.to_le_bytes());
-                match width {
-                    Byte => [&[0xc6, 0x05][..], &at, &value[..1]].concat(),
-                    Word => [&[WORDS, 0xc7, 0x05][..], &at, &value[..2]].concat(),
-                    Long => [&[0xc7, 0x05][..], &at, &value].concat(),
-                }
+                let bytes = match width {
+                    Byte => 1,
+                    Word => 2,
+                    Long => 4,
+                };
+                store(at, &value.to_le_bytes()[..bytes])
             }
             Self::Load(at, width) => match width {
                 Byte => [&[0xa0][..], &at.to_le_bytes()].concat(),

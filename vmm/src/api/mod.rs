@@ -32,8 +32,9 @@ const CONNECTIONS_MAX: usize = 32;
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
 /// Answers that are under way when the process ends are written out within this.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
-/// Threads for requests that wait for the guest to stand still.
-const BLOCKING_MAX: usize = 4;
+/// Threads for requests that wait for the guest to stand still: as many as there can be requests,
+/// so that nobody who asks for the end waits for those who wait for the storage.
+const BLOCKING_MAX: usize = CONNECTIONS_MAX;
 const STACK_BYTES: usize = 256 << 10;
 
 /// Why there is no API.

@@ -14,6 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::Plug;
 use super::sink::ClientSink;
 use crate::devices::serial::SerialPort;
+use crate::drive::end_soon;
 use crate::notice::Notice;
 
 /// Control and ]: ends the guest, as pulling its plug would.
@@ -92,7 +93,7 @@ impl Front {
         if ready[0] {
             let mut info = [0; size_of::<libc::signalfd_siginfo>()];
             self.signals.read_exact(&mut info)?;
-            self.tell(Notice::Off)?;
+            self.ask_for_the_end()?;
         }
         if ready[1] {
             let _ = self.wake.read();
@@ -100,9 +101,11 @@ impl Front {
         self.read_input(room, &ready[2..])
     }
 
-    fn tell(&self, notice: Notice) -> io::Result<()> {
-        let sent = self.notices.send(notice);
-        sent.map_err(|_| io::ErrorKind::BrokenPipe.into())
+    fn ask_for_the_end(&self) -> io::Result<()> {
+        let sent = self.notices.send(Notice::Off);
+        sent.map_err(|_| io::ErrorKind::BrokenPipe)?;
+        end_soon();
+        Ok(())
     }
 
     fn room(&self) -> usize {
@@ -155,7 +158,7 @@ impl Front {
         if bytes == 0 {
             self.input = Input::None;
         } else if is_terminal && chunk[..bytes].contains(&ESCAPE) {
-            return self.tell(Notice::Off);
+            return self.ask_for_the_end();
         }
         self.feed(&chunk[..bytes]);
         Ok(())

@@ -1,12 +1,17 @@
 //! Between two hosts: from the switch-over of a migration until one side has the guest, nobody may
 //! end or rebuild its machine.
 
-use std::sync::PoisonError;
+use std::sync::{MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::phases::Phase;
-use super::{Guest, GuestError, Hold};
+use super::{Guest, GuestError, Hold, Inner};
+use crate::drive;
 use crate::machine::Saving;
 use crate::notice::Notice;
+
+/// Whoever is to leave and does not stand still by then waits for a storage that does not answer.
+const STAND_STILL_LIMIT: Duration = Duration::from_secs(1);
 
 /// A moment in the life of a guest: it is another one once the machine has asked for anything
 /// or was rebuilt.
@@ -21,10 +26,18 @@ pub struct Moment {
 pub(super) enum Leaving {
     /// It is ours.
     No,
+    /// It is being made to stand still, which takes as long as the storage does.
+    Soon,
     /// The switch-over is under way: nobody may rebuild or end the machine.
     Now,
     /// Another host has it, or may have.
     Left,
+}
+
+impl Leaving {
+    fn is_on_its_way(self) -> bool {
+        matches!(self, Self::Soon | Self::Now)
+    }
 }
 
 impl Guest {
@@ -42,12 +55,19 @@ impl Guest {
     /// [`Guest::finish_save`].
     pub fn leave(&self, since: Moment) -> Result<Saving, GuestError> {
         let mut inner = self.lock();
-        self.hold_locked(&mut inner, Hold::Migration)?;
+        self.set_leaving(Leaving::Soon);
+        let saving = self.begin_to_leave(&mut inner, since);
+        let leaving = saving.as_ref().map_or(Leaving::No, |_| Leaving::Now);
+        self.set_leaving(leaving);
+        saving
+    }
+
+    fn begin_to_leave(&self, inner: &mut Inner, since: Moment) -> Result<Saving, GuestError> {
+        self.hold_locked(inner, Hold::Migration)?;
         // What the machine said before it stood still has been counted by now.
         if self.moment() != since {
             return Err(GuestError::Ending);
         }
-        inner.leaving = Leaving::Now;
         match &inner.phase {
             Phase::Paused(paused) => Ok(paused.begin_save()),
             _ => Err(GuestError::NotPaused("save the guest")),
@@ -56,25 +76,42 @@ impl Guest {
 
     /// The switch-over is over: another host has the guest, or may have it.
     pub fn left(&self) {
-        self.lock().leaving = Leaving::Left;
-        self.settled.notify_all();
+        self.set_leaving(Leaving::Left);
     }
 
     /// Wait until it is not between two hosts; does another host have it, for all we know?
     pub fn settle(&self) -> bool {
         let settled = self
             .settled
-            .wait_while(self.lock(), |inner| inner.leaving == Leaving::Now);
-        settled.unwrap_or_else(PoisonError::into_inner).leaving == Leaving::Left
+            .wait_while(self.leaving(), |leaving| leaving.is_on_its_way());
+        *settled.unwrap_or_else(PoisonError::into_inner) == Leaving::Left
     }
 
     /// An operator wants `notice` acted on, to do `act`.
     pub fn ask(&self, act: &'static str, notice: Notice) -> Result<(), GuestError> {
-        let inner = self.lock();
-        if inner.leaving == Leaving::Now {
+        let soon = |leaving: &mut Leaving| *leaving == Leaving::Soon;
+        let waited = self
+            .settled
+            .wait_timeout_while(self.leaving(), STAND_STILL_LIMIT, soon);
+        let (leaving, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        if *leaving == Leaving::Now {
             return Err(GuestError::Leaving(act));
         }
+        let is_the_end = notice == Notice::Off;
         let told = self.parts.notices.send(notice);
-        told.map_err(|_| GuestError::Gone)
+        told.map_err(|_| GuestError::Gone)?;
+        if is_the_end {
+            drive::end_soon();
+        }
+        Ok(())
+    }
+
+    pub(super) fn leaving(&self) -> MutexGuard<'_, Leaving> {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set_leaving(&self, leaving: Leaving) {
+        *self.leaving() = leaving;
+        self.settled.notify_all();
     }
 }

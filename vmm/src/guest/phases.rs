@@ -7,7 +7,6 @@ use vmm_core::lifecycle::State;
 
 use super::leaving::Leaving;
 use super::{Guest, GuestError, Hold, Inner};
-use crate::counters;
 use crate::machine::{Built, Draft, Inspect, MachineState, Paused, Running, Saving};
 use crate::memory;
 
@@ -38,7 +37,7 @@ impl Guest {
         match std::mem::replace(&mut inner.phase, Phase::Gone) {
             Phase::Built(built) => {
                 inner.phase = Phase::Running(built.start()?);
-                self.events.tell(Happening::State(State::Running));
+                self.show(State::Running);
                 Ok(())
             }
             other => {
@@ -64,6 +63,7 @@ impl Guest {
         match std::mem::replace(&mut inner.phase, Phase::Gone) {
             Phase::Built(built) => {
                 inner.phase = Phase::Paused(built.restore(state)?);
+                self.shown.set_state(Some(State::Paused));
                 inner.holds.push(Hold::Migration);
                 Ok(())
             }
@@ -75,7 +75,7 @@ impl Guest {
     }
 
     /// Make it stand still on behalf of `who`: when this returns nothing touches its memory
-    /// or disks.
+    /// or disks. It shows as paused once its processors stand still; the storage may take longer.
     pub fn hold(&self, who: Hold) -> Result<(), GuestError> {
         self.hold_locked(&mut self.lock(), who)
     }
@@ -84,11 +84,16 @@ impl Guest {
         match std::mem::replace(&mut inner.phase, Phase::Gone) {
             Phase::Running(running) => {
                 self.accesses.call_home();
-                inner.phase = Phase::Paused(running.pause());
-                self.events.tell(Happening::State(State::Paused));
+                let stopped = running.stop();
+                self.show(State::Paused);
+                self.tell_suspended(who);
+                inner.phase = Phase::Paused(stopped.settle());
             }
             Phase::Gone => return Err(GuestError::Gone),
-            other => inner.phase = other,
+            other => {
+                inner.phase = other;
+                self.tell_suspended(who);
+            }
         }
         if !inner.holds.contains(&who) {
             inner.holds.push(who);
@@ -96,13 +101,18 @@ impl Guest {
         Ok(())
     }
 
+    fn tell_suspended(&self, who: Hold) {
+        if who == Hold::Lease {
+            self.events.tell(Happening::LeaseSuspended);
+        }
+    }
+
     /// `who` no longer minds that it runs. It runs once nobody minds; says whether it does.
     pub fn unhold(&self, who: Hold) -> Result<bool, GuestError> {
         let mut inner = self.lock();
         inner.holds.retain(|hold| *hold != who);
         if who == Hold::Migration {
-            inner.leaving = Leaving::No;
-            self.settled.notify_all();
+            self.set_leaving(Leaving::No);
         }
         if !inner.holds.is_empty() {
             return Ok(false);
@@ -111,7 +121,7 @@ impl Guest {
             Phase::Paused(paused) => match paused.resume() {
                 Ok(running) => {
                     inner.phase = Phase::Running(running);
-                    self.events.tell(Happening::State(State::Running));
+                    self.show(State::Running);
                     Ok(true)
                 }
                 Err(failed) => {
@@ -170,10 +180,11 @@ impl Guest {
     /// `between` is called when the old machine has said its last and the new one nothing.
     pub fn reboot(&self, between: impl FnOnce()) -> Result<(), GuestError> {
         let mut inner = self.lock();
-        if inner.leaving != Leaving::No {
+        if *self.leaving() != Leaving::No {
             return Err(GuestError::Leaving("reboot the guest"));
         }
-        self.past().add(&counters::of(inner.phase.machine()?));
+        inner.phase.machine()?;
+        self.shown.retire_machine();
         self.accesses.call_home();
         // The old machine goes before its memory does.
         inner.phase = Phase::Gone;
@@ -183,13 +194,14 @@ impl Guest {
             source,
         })?;
         let built = self.parts.boot(&self.reports)?;
+        self.shown.set_machine(built.gauges());
         inner.phase = Phase::Running(built.start()?);
         self.reboots.fetch_add(1, Ordering::AcqRel);
         self.events.tell(Happening::Rebooted);
         if !inner.holds.is_empty()
             && let Phase::Running(running) = std::mem::replace(&mut inner.phase, Phase::Gone)
         {
-            inner.phase = Phase::Paused(running.pause());
+            inner.phase = Phase::Paused(running.stop().settle());
         }
         Ok(())
     }
@@ -199,6 +211,12 @@ impl Guest {
         let mut inner = self.lock();
         self.accesses.call_home();
         inner.phase = Phase::Gone;
+        self.shown.set_state(None);
         self.events().close();
+    }
+
+    fn show(&self, state: State) {
+        self.shown.set_state(Some(state));
+        self.events.tell(Happening::State(state));
     }
 }

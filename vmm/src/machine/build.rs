@@ -11,10 +11,11 @@ use super::{Backends, Built, Machine};
 use crate::acpi::{self, AcpiError};
 use crate::boot::{self, BootError, Entry};
 use crate::bus::Buses;
+use crate::counters::Gauges;
 use crate::devices::power::{KeyboardReset, POWER_PORTS, PanicPort, PowerRegisters};
 use crate::devices::serial::{SERIAL_PORTS, SerialPort};
-use crate::devices::virtio::block::{Block, BlockCounters, MAX_QUEUES};
-use crate::devices::virtio::net::{Net, NetCounters};
+use crate::devices::virtio::block::{Block, MAX_QUEUES};
+use crate::devices::virtio::net::Net;
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::transport::{VirtioPci, Wiring};
 use crate::error::one_line;
@@ -146,8 +147,8 @@ fn build(
     )
     .map_err(device("serial port"))?;
     let power_button = pin(POWER_BUTTON_IRQ).map_err(device("power button"))?;
-    let devices = add_devices(spec, backends, &vm)?;
-    let buses = Arc::new(wire(&devices.pci, serial.clone(), reports));
+    let (pci, mut gauges) = add_devices(spec, backends, &vm)?;
+    let buses = Arc::new(wire(&pci, serial.clone(), reports));
     let supported = cpuid::supported(kvm)?;
     let shown = cpuid::of_processor(&supported, 0, spec.cpus, masks);
     let mut vcpus = Vec::new();
@@ -171,14 +172,14 @@ fn build(
         let vcpu = Vcpu::spawn(index, fd, known, buses.clone(), reports.clone());
         vcpus.push(vcpu.map_err(device("thread of a processor"))?);
     }
+    gauges.vcpus = vcpus.iter().map(Vcpu::gauge).collect();
     backends.console.plug(serial.clone());
     Ok(Built(Machine {
         vcpus,
-        pci: devices.pci,
+        pci,
         serial,
         power_button,
-        disks: devices.disks,
-        nets: devices.nets,
+        gauges,
         shown: cpuid::leaves(shown.as_slice()),
         vm,
     }))
@@ -190,44 +191,37 @@ fn device_threads(spec: &Spec) -> usize {
     spec.disks.len() * disk_queues + spec.nets.len() * 3 + 1
 }
 
-struct Devices {
-    pci: PciRoot,
-    disks: Vec<Arc<BlockCounters>>,
-    nets: Vec<Arc<NetCounters>>,
-}
-
-/// Slots go in the order of the spec: disks, network cards, entropy.
+/// Slots go in the order of the spec: disks, network cards, entropy. With them what counts in them.
 fn add_devices(
     spec: &Spec,
     backends: &Backends,
     vm: &VirtualMachine,
-) -> Result<Devices, MachineError> {
+) -> Result<(PciRoot, Gauges), MachineError> {
     let wiring = Wiring {
         memory: vm.memory.clone(),
         router: vm.router.clone(),
         doorbells: Arc::new(KvmDoorbells(vm.fd.clone())),
     };
     let pci = PciRoot::new(PCI_WINDOW);
-    let mut disks = Vec::new();
+    let mut gauges = Gauges::default();
     for (n, disk) in backends.disks.iter().enumerate() {
         let name = format!("disk{n}");
         let block = Block::new(&name, disk.clone(), spec.cpus as u16, &name);
-        disks.push(block.counters());
+        gauges.disks.push(block.counters());
         let function = VirtioPci::new(Box::new(block), wiring.clone()).map_err(device("disk"))?;
         pci.add(Box::new(function))?;
     }
-    let mut nets = Vec::new();
     for (n, (tap, mac)) in backends.taps.iter().enumerate() {
         let tap = tap.try_clone().map_err(device("network card"))?;
         let net = Net::new(&format!("net{n}"), *mac, tap);
-        nets.push(net.counters());
+        gauges.nets.push(net.counters());
         let function =
             VirtioPci::new(Box::new(net), wiring.clone()).map_err(device("network card"))?;
         pci.add(Box::new(function))?;
     }
     let rng = VirtioPci::new(Box::new(Rng::new()), wiring).map_err(device("entropy device"))?;
     pci.add(Box::new(rng))?;
-    Ok(Devices { pci, disks, nets })
+    Ok((pci, gauges))
 }
 
 fn wire(pci: &PciRoot, serial: SerialPort, reports: &Reports) -> Buses {

@@ -1,29 +1,27 @@
 //! A machine, and what it may do when.
 //!
 //! ```text
-//!   Built ──start──► Running ◄──resume── Paused
-//!     │                 └─────pause───────►▲
-//!     └──────────────restore───────────────┘
+//!   Built ──start──► Running ◄──resume────────────── Paused
+//!     │                 └──stop──► Stopped ──settle──►▲
+//!     └───────────────────restore─────────────────────┘
 //! ```
 //!
-//! Each step consumes the state before it. A paused machine touches neither its memory nor
-//! its disks, so it can be saved.
+//! Each step consumes the state before it. The processors of a stopped machine stand still; its
+//! devices may be busy for as long as the storage takes. A paused machine touches neither its
+//! memory nor its disks, so it can be saved.
 
 mod backends;
 mod build;
 pub mod state;
 
-use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
 
 use kvm_ioctls::VcpuFd;
 use vmm_core::compat::CpuidLeaf;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::counters::Gauges;
 use crate::devices::serial::SerialPort;
-use crate::devices::virtio::block::BlockCounters;
-use crate::devices::virtio::net::NetCounters;
 use crate::kvm::VirtualMachine;
 use crate::pci::PciRoot;
 use crate::vcpu::Vcpu;
@@ -42,8 +40,7 @@ struct Machine {
     pci: PciRoot,
     serial: SerialPort,
     power_button: EventFd,
-    disks: Vec<Arc<BlockCounters>>,
-    nets: Vec<Arc<NetCounters>>,
+    gauges: Gauges,
     /// What the first processor says it is; the others differ only in their place.
     shown: Vec<CpuidLeaf>,
     vm: VirtualMachine,
@@ -53,6 +50,8 @@ struct Machine {
 pub struct Built(Machine);
 /// A machine whose processors run.
 pub struct Running(Machine);
+/// A machine whose processors stand still.
+pub struct Stopped(Machine);
 /// A machine that stands still.
 pub struct Paused(Machine);
 
@@ -83,16 +82,23 @@ impl Built {
 }
 
 impl Running {
-    /// Stop the processors, then finish all device I/O.
-    pub fn pause(self) -> Paused {
+    /// Stop the processors.
+    pub fn stop(self) -> Stopped {
         self.0.park();
-        self.0.pci.pause();
-        Paused(self.0)
+        Stopped(self.0)
     }
 
     /// Press the power button.
     pub fn press_power_button(&self) -> io::Result<()> {
         self.0.power_button.write(1)
+    }
+}
+
+impl Stopped {
+    /// Finish all device I/O.
+    pub fn settle(self) -> Paused {
+        self.0.pci.pause();
+        Paused(self.0)
     }
 }
 
@@ -123,16 +129,10 @@ impl Paused {
 pub trait Inspect {
     /// The kernel's side: memory, dirty log.
     fn vm(&self) -> &VirtualMachine;
-    /// Add returns from guest to VMM, by reason.
-    fn add_exits(&self, exits: &mut BTreeMap<String, u64>);
-    /// Thread numbers of the processors.
-    fn thread_ids(&self) -> Vec<i32>;
     /// The processors.
     fn vcpus(&self) -> &[Vcpu];
-    /// What each disk has done.
-    fn disks(&self) -> &[Arc<BlockCounters>];
-    /// What each network card has done.
-    fn nets(&self) -> &[Arc<NetCounters>];
+    /// What counts in it.
+    fn gauges(&self) -> Gauges;
     /// What the guest's processors were shown of their features.
     fn shown(&self) -> Vec<CpuidLeaf>;
     /// What will be a part of its state and seldom changes.
@@ -148,26 +148,12 @@ macro_rules! inspect {
                 &self.0.vm
             }
 
-            fn add_exits(&self, exits: &mut BTreeMap<String, u64>) {
-                for vcpu in &self.0.vcpus {
-                    vcpu.add_exits(exits);
-                }
-            }
-
-            fn thread_ids(&self) -> Vec<i32> {
-                self.0.vcpus.iter().map(Vcpu::thread_id).collect()
-            }
-
             fn vcpus(&self) -> &[Vcpu] {
                 &self.0.vcpus
             }
 
-            fn disks(&self) -> &[Arc<BlockCounters>] {
-                &self.0.disks
-            }
-
-            fn nets(&self) -> &[Arc<NetCounters>] {
-                &self.0.nets
+            fn gauges(&self) -> Gauges {
+                self.0.gauges.clone()
             }
 
             fn shown(&self) -> Vec<CpuidLeaf> {

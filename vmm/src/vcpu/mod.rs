@@ -63,7 +63,7 @@ struct Shared {
     park: AtomicBool,
     parked: Mutex<bool>,
     changed: Condvar,
-    thread_id: AtomicI32,
+    gauge: Gauge,
     /// Its thread has it while the guest runs, whoever needs it while parked.
     processor: Mutex<VcpuFd>,
     known: Mutex<Known>,
@@ -73,14 +73,9 @@ struct Shared {
     began: Mutex<Option<Instant>>,
     /// How long to rest at the next interruption, in microseconds.
     rest_us: AtomicU64,
-    exits: [AtomicU64; EXIT_NAMES.len()],
 }
 
 impl Shared {
-    fn count(&self, exit: Exit) {
-        self.exits[exit as usize].fetch_add(1, Ordering::Relaxed);
-    }
-
     fn processor(&self) -> MutexGuard<'_, VcpuFd> {
         self.processor
             .lock()
@@ -100,6 +95,38 @@ impl Shared {
     fn set_parked(&self, parked: bool) {
         *self.parked.lock().unwrap_or_else(PoisonError::into_inner) = parked;
         self.changed.notify_all();
+    }
+}
+
+/// What counts in a processor; can be read when the processor has gone, too.
+#[derive(Clone, Default)]
+pub struct Gauge(Arc<Counts>);
+
+#[derive(Default)]
+struct Counts {
+    thread_id: AtomicI32,
+    exits: [AtomicU64; EXIT_NAMES.len()],
+}
+
+impl Gauge {
+    fn count(&self, exit: Exit) {
+        self.0.exits[exit as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn set_thread_id(&self, thread_id: i32) {
+        self.0.thread_id.store(thread_id, Ordering::Release);
+    }
+
+    /// Add the returns from guest to VMM to `exits`, by reason.
+    pub fn add_exits(&self, exits: &mut BTreeMap<String, u64>) {
+        for (name, count) in EXIT_NAMES.iter().zip(&self.0.exits) {
+            *exits.entry((*name).to_owned()).or_default() += count.load(Ordering::Relaxed);
+        }
+    }
+
+    /// The thread's number for `/proc/self/task`; 0 before it has started.
+    pub fn thread_id(&self) -> i32 {
+        self.0.thread_id.load(Ordering::Acquire)
     }
 }
 
@@ -136,13 +163,12 @@ impl Vcpu {
             park: AtomicBool::new(false),
             parked: Mutex::new(true),
             changed: Condvar::new(),
-            thread_id: AtomicI32::new(0),
+            gauge: Gauge::default(),
             processor: Mutex::new(fd),
             known: Mutex::new(known),
             is_urgent: AtomicBool::new(false),
             began: Mutex::new(None),
             rest_us: AtomicU64::new(0),
-            exits: Default::default(),
         });
         let (orders, inbox) = mpsc::channel();
         let runner = run::Runner {
@@ -185,7 +211,7 @@ impl Vcpu {
 
     /// Stopped or about to be, it goes before others; once it runs, it is one of many.
     fn hurry(&self) {
-        let thread = self.thread_id();
+        let thread = self.shared.gauge.thread_id();
         // One that has not started yet is as good as running.
         if thread != urgent::THIS_THREAD && urgent::raise(thread) {
             self.shared.is_urgent.store(true, Ordering::Release);
@@ -262,16 +288,9 @@ impl Vcpu {
         answer
     }
 
-    /// Add the returns from guest to VMM to `exits`, by reason.
-    pub fn add_exits(&self, exits: &mut BTreeMap<String, u64>) {
-        for (name, count) in EXIT_NAMES.iter().zip(&self.shared.exits) {
-            *exits.entry((*name).to_owned()).or_default() += count.load(Ordering::Relaxed);
-        }
-    }
-
-    /// The thread's number for `/proc/self/task`; 0 before it has started.
-    pub fn thread_id(&self) -> i32 {
-        self.shared.thread_id.load(Ordering::Acquire)
+    /// What counts in it.
+    pub fn gauge(&self) -> Gauge {
+        self.shared.gauge.clone()
     }
 
     fn order(&self, order: Order) {

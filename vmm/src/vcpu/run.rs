@@ -45,7 +45,7 @@ impl Runner {
     pub fn serve(self, inbox: &Receiver<Order>) {
         // SAFETY: no arguments, cannot fail.
         let thread_id = unsafe { libc::gettid() };
-        self.shared.thread_id.store(thread_id, Ordering::Release);
+        self.shared.gauge.set_thread_id(thread_id);
         for order in inbox {
             match order {
                 Order::Run => self.run(),
@@ -121,7 +121,7 @@ impl Runner {
         let exit = match processor.run() {
             Ok(exit) => exit,
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
-                self.shared.count(Exit::Interrupted);
+                self.shared.gauge.count(Exit::Interrupted);
                 return Next::Interrupted;
             }
             Err(error) => {
@@ -162,7 +162,7 @@ impl Runner {
                 return Next::End(Notice::Failed(why));
             }
         };
-        self.shared.count(kind);
+        self.shared.gauge.count(kind);
         Next::Again
     }
 

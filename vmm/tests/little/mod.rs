@@ -71,6 +71,18 @@ pub fn kernel(code: &[u8]) -> Vec<u8> {
     image
 }
 
+/// 32-bit code: store one, two or four bytes at `at` (Intel SDM vol. 2, MOV).
+#[allow(dead_code, reason = "not every test's guest has devices")]
+pub fn store(at: u32, value: &[u8]) -> Vec<u8> {
+    let instruction: &[u8] = match value.len() {
+        1 => &[0xc6, 0x05],
+        2 => &[0x66, 0xc7, 0x05],
+        4 => &[0xc7, 0x05],
+        _ => panic!("no register is as wide"),
+    };
+    [instruction, &at.to_le_bytes(), value].concat()
+}
+
 /// 32-bit code: write `value` to `port`.
 #[allow(dead_code, reason = "not every test talks to its guest")]
 pub fn out(port: u16, value: u8) -> Vec<u8> {

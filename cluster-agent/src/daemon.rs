@@ -35,6 +35,7 @@ use crate::metrics::{self, Metrics};
 use crate::network::{Bridge, NetworkError};
 use crate::picture::Picture;
 use crate::reader::{self, Nudge};
+use crate::sweeper;
 use crate::systemd::Manager;
 
 /// The first heartbeat must reach the datastore within this.
@@ -141,6 +142,8 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let nudge = Nudge::default();
     reader::start(store.clone(), driver.clone(), nudge.clone())
         .map_err(host_error("start", "the reader of the datastore"))?;
+    sweeper::start(store.clone(), facts.name.clone())
+        .map_err(host_error("start", "the sweeper of the datastore"))?;
     let metrics = Arc::new(Metrics::default());
     let outbox = Outbox::new(facts.name.clone(), tls.client.clone(), metrics.clone());
     tokio::spawn(

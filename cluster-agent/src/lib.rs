@@ -31,5 +31,6 @@ pub mod reader;
 pub mod revise;
 pub mod rules;
 pub mod settings;
+pub mod sweeper;
 pub mod systemd;
 pub mod tokens;

@@ -8,7 +8,7 @@ use crate::clock::random;
 use crate::error::StoreError;
 use crate::undelegated;
 
-/// Temporary files and directories start with this and may be removed when old.
+/// Temporary files and directories start with this; [`crate::Datastore::sweep`] removes old ones.
 pub(crate) const TEMPORARY: &str = ".new-";
 
 /// A name beside `path` that nobody else uses.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use storage_core::name::check_name;
 use storage_core::timing::Timing;
 
-use crate::atomic::{self, TEMPORARY, names, read_limited, sync_dir, temporary, write_synced};
+use crate::atomic::{self, names, read_limited, sync_dir, temporary, write_synced};
 use crate::cluster_file::{ClusterFile, VERSION};
 use crate::document::{self, DOCUMENT_BYTES_LIMIT, Revised, parse_versioned};
 use crate::error::StoreError;
@@ -19,7 +19,7 @@ use crate::lease::LeaseFiles;
 use crate::state::{Files, FreshDir, Key, Kind, StateStore, remove_at_once, remove_dir};
 
 const CLUSTER_FILE: &str = "cluster.toml";
-const DIRECTORIES: [&str; 4] = ["trust", "hosts", "images", "guests"];
+pub(crate) const DIRECTORIES: [&str; 4] = ["trust", "hosts", "images", "guests"];
 /// The subject of the lease that makes a host the leader.
 pub const LEADER: &str = "leader";
 
@@ -310,27 +310,6 @@ impl Datastore {
         }
         wrong.extend(self.leader_lease().last().err());
         Ok(wrong)
-    }
-
-    /// Temporary files and directories that a crash left behind, wherever they are.
-    pub fn leftovers(&self) -> Result<Vec<PathBuf>, StoreError> {
-        let mut found = Vec::new();
-        let mut dirs = vec![self.root.clone()];
-        for parent in DIRECTORIES {
-            let parent = self.root.join(parent);
-            dirs.extend(names(&parent)?.into_iter().map(|name| parent.join(name)));
-            dirs.push(parent);
-        }
-        for dir in dirs.into_iter().filter(|dir| dir.is_dir()) {
-            for entry in fs::read_dir(&dir).map_err(StoreError::io("list", &dir))? {
-                let entry = entry.map_err(StoreError::io("list", &dir))?;
-                if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
-                    found.push(entry.path());
-                }
-            }
-        }
-        found.sort();
-        Ok(found)
     }
 
     fn path_of(&self, kind: &str, name: &str) -> Result<PathBuf, StoreError> {

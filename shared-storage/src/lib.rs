@@ -15,6 +15,7 @@ pub mod heartbeat;
 pub mod image;
 pub mod keeper;
 pub mod lease;
+mod leftovers;
 pub mod namesake;
 pub mod page;
 pub mod state;

@@ -15,6 +15,8 @@ const RACE_EPOCHS: u64 = 240;
 const RACE_LIMIT: Duration = Duration::from_mins(20);
 /// Changes that each of two hosts makes to one spec.
 const REVISIONS: u64 = 20;
+/// Where the datastore lies on the storage host.
+const EXPORT: &str = "/srv/export/vmstore";
 /// Blocks after which a holder is taken to be at work.
 const SOME_BLOCKS: usize = 10;
 
@@ -275,6 +277,51 @@ pub fn leases_a_storage_restart_moves_nobody(lab: &Lab) -> Outcome {
     );
     story.verify(a, &[&holder])?;
     story.end(a, &[&holder, &contender])
+}
+
+/// The server replaces a file that a host has open, and forgets the old one: what is open is stale,
+/// and found again by its name.
+pub fn leases_a_stale_file_is_found_again(lab: &Lab) -> Outcome {
+    let (a, b) = two(lab)?;
+    let story = Story::begin(lab, "stale")?;
+    let holder = story.hold(a)?;
+    holder.until_at_work()?;
+    let store = format!("godwit-store -d {}", story.directory);
+    let spec = format!("{}/guests/web1/guest.toml", story.directory);
+    let reader =
+        format!("exec 8< {spec}; while sleep 1; do {store} check >/dev/null && echo well; done");
+    let reader_group = b.spawn("stale-reader", &reader)?;
+    eventually("the reader", || {
+        b.run("grep -q well /var/log/stale-reader.log").ok()
+    })?;
+    // On the server itself, so that no client hears of it.
+    let there = story.directory.replace(DATASTORE, EXPORT);
+    for file in [
+        format!("hosts/{}/heartbeat", a.name),
+        "guests/web1/guest.toml".to_owned(),
+    ] {
+        let path = format!("{there}/{file}");
+        lab.storage().host.run(&format!(
+            "cp {path} {path}.copy && mv {path}.copy {path} && sync"
+        ))?;
+    }
+    lab.storage().restart()?;
+    let stale = format!(
+        "dmesg | grep 'recovery failed for open file {}/heartbeat'",
+        a.name
+    );
+    eventually("the open heartbeat being stale", || a.run(&stale).ok())?;
+    holder.until_at_work()?;
+    b.run("grep -c well /var/log/stale-reader.log > /tmp/stale-seen")?;
+    eventually("the reader reading on", || {
+        b.run("test $(grep -c well /var/log/stale-reader.log) -gt $(cat /tmp/stale-seen)")
+            .ok()
+    })?;
+    b.run(&format!(
+        "kill -9 -{reader_group}; ! grep -v well /var/log/stale-reader.log"
+    ))?;
+    story.verify(b, &[&holder])?;
+    story.end(a, &[&holder])
 }
 
 pub fn leases_a_dead_agent_costs_no_guest(lab: &Lab) -> Outcome {

@@ -58,5 +58,6 @@ pub const ALL: &[Scenario] = scenarios![
     leases::leases_a_cut_that_heals_in_time_is_a_pause,
     leases::leases_a_cut_that_lasts_moves_the_guest,
     leases::leases_a_storage_restart_moves_nobody,
+    leases::leases_a_stale_file_is_found_again,
     leases::leases_a_dead_agent_costs_no_guest,
 ];

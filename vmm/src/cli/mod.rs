@@ -107,10 +107,15 @@ fn refuse(error: &clap::Error) -> ExitCode {
         .take_while(|line| !line.is_empty())
         .flat_map(str::split_whitespace);
     let line = words.collect::<Vec<_>>().join(" ");
-    say(&format!(
-        "{}; see `vmm help`",
+    let line = if error.kind() == ErrorKind::ArgumentConflict && line.contains("[SPEC]") {
+        "a spec file says all that these flags say; give the one or the others"
+    } else {
         line.trim_start_matches("error: ")
-    ));
+    };
+    let verb = std::env::args().nth(1);
+    let verb = verb.filter(|verb| Arguments::command().find_subcommand(verb).is_some());
+    let help = verb.map_or("vmm --help".to_owned(), |verb| format!("vmm {verb} --help"));
+    say(&format!("{line}; see `{help}`"));
     ExitCode::from(WRONG_COMMAND_LINE)
 }
 

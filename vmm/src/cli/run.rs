@@ -39,10 +39,10 @@ pub struct SpecFlags {
     /// Kernel command line.
     #[arg(long)]
     cmdline: Option<String>,
-    /// Virtual processors.
+    /// Virtual processors [default: 1]
     #[arg(long)]
     cpus: Option<u32>,
-    /// Memory in MiB; 2G means 2048.
+    /// Memory in MiB; 2G means 2048 [default: 512]
     #[arg(long, value_parser = memory_mib)]
     memory: Option<u64>,
     /// Take memory from the huge pages that the host has reserved.
@@ -52,10 +52,11 @@ pub struct SpecFlags {
     /// that this host can when absent
     #[arg(long, value_name = "FEATURES")]
     cpu_features: Option<CpuFeatures>,
-    /// A disk: path=...,format=raw|qcow2,readonly=on|off,direct=on|off
+    /// A disk: path=...,format=raw|qcow2,readonly=on|off,direct=on|off [default: raw, off, on];
+    /// direct is around the host's page cache
     #[arg(long = "disk", value_parser = options::disk, value_name = "SETTINGS")]
     disks: Vec<DiskSpec>,
-    /// A network card: tap=NAME|fd=N,mac=...
+    /// A network card: tap=NAME|fd=N,mac=...; the tap must be there (`ip tuntap add tap0 mode tap`)
     #[arg(long = "net", value_parser = options::net, value_name = "SETTINGS")]
     nets: Vec<NetSpec>,
 }

@@ -162,6 +162,19 @@ impl Disk {
         &self.top
     }
 
+    pub(super) fn format(&self) -> Format {
+        self.options.format
+    }
+
+    pub(super) fn is_direct(&self) -> bool {
+        self.options.direct
+    }
+
+    /// May bytes move at this instant?
+    pub(super) fn pass(&self) -> Result<(), DiskError> {
+        self.judge(|| self.guard.pass())
+    }
+
     /// Whether writes are refused.
     pub fn readonly(&self) -> bool {
         self.options.readonly

@@ -13,6 +13,8 @@ use imago::Storage;
 use imago::io_buffers::{IoBuffer, IoVector, IoVectorMut};
 use imago::storage::PreallocateMode;
 use imago::storage::drivers::CommonStorageHelper;
+use vm_memory::VolatileSlice;
+use vm_memory::bitmap::BitmapSlice;
 
 use super::lock;
 use crate::gate::Gate;
@@ -50,7 +52,7 @@ impl Guard {
         self.refusals.load(Ordering::Acquire)
     }
 
-    fn pass(&self) -> io::Result<()> {
+    pub(super) fn pass(&self) -> io::Result<()> {
         if !self.held.load(Ordering::Acquire) {
             return Err(io::Error::other(
                 "the disk has been released to another host",
@@ -169,6 +171,16 @@ impl GuardedFile {
 
     pub(super) fn request_align(&self) -> usize {
         self.alignment.request
+    }
+
+    /// Does the file take a request of these pieces at `offset` as it is?
+    pub(super) fn takes<B: BitmapSlice>(&self, offset: u64, slices: &[VolatileSlice<B>]) -> bool {
+        let Alignment { memory, request } = self.alignment;
+        offset.is_multiple_of(request as u64)
+            && slices.iter().all(|slice| {
+                let at = slice.ptr_guard().as_ptr() as usize;
+                at.is_multiple_of(memory) && slice.len().is_multiple_of(request)
+            })
     }
 
     /// One vectored system call at `offset`: gate, call, gate, byte count. The second question

@@ -127,8 +127,8 @@ fn run(
     }
 }
 
-/// Wait until one of `descriptors` is readable or `timeout` has passed.
-pub fn wait(descriptors: &[RawFd], timeout: Option<Duration>) -> io::Result<()> {
+/// Wait until one of `descriptors` is readable or `timeout` has passed; tells which are.
+pub fn wait(descriptors: &[RawFd], timeout: Option<Duration>) -> io::Result<Vec<RawFd>> {
     let mut polls: Vec<libc::pollfd> = descriptors
         .iter()
         .map(|fd| libc::pollfd {
@@ -143,11 +143,12 @@ pub fn wait(descriptors: &[RawFd], timeout: Option<Duration>) -> io::Result<()> 
     // SAFETY: `polls` is a live array of `polls.len()` entries for the length of the call.
     let result = unsafe { libc::poll(polls.as_mut_ptr(), polls.len() as libc::nfds_t, millis) };
     if result >= 0 {
-        return Ok(());
+        let ready = polls.iter().filter(|poll| poll.revents != 0);
+        return Ok(ready.map(|poll| poll.fd).collect());
     }
     let error = io::Error::last_os_error();
     if error.kind() == io::ErrorKind::Interrupted {
-        Ok(())
+        Ok(Vec::new())
     } else {
         Err(error)
     }

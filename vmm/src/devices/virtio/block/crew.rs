@@ -1,5 +1,7 @@
 //! The threads that serve one queue.
 //!
+//! A disk that takes many requests at once has a [`pilot`]; the others go this way:
+//!
 //! One thread listens for the doorbell; the others sleep. A thread takes one request at a time
 //! from the ring. While the storage is fast (page cache) the listener carries the requests out
 //! itself, one after the other. Once they take long, whoever takes a request first passes the
@@ -29,6 +31,7 @@ use virtio_queue::{Error, Queue, QueueOwnedT, QueueT};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::count;
+use super::pilot;
 use super::request::Executor;
 use crate::devices::virtio::chain::{Buffers, Table};
 use crate::devices::virtio::completions::Completions;
@@ -42,21 +45,23 @@ pub(super) const MAX_THREADS: usize = 16;
 /// A completion waits at most this long for others to share its interrupt.
 const COALESCE: Duration = Duration::from_micros(100);
 /// How soon a request that found the gate shut is tried again.
-const GATE_RETRY: Duration = Duration::from_millis(20);
+pub(super) const GATE_RETRY: Duration = Duration::from_millis(20);
 /// Requests that take longer on average are worth waking another thread for.
 const SLOW_NS: u64 = 60_000;
 
 /// The running threads of a queue.
 pub(super) struct Crew(Arc<Shared>);
 
-struct Shared {
-    name: String,
-    memory: Arc<GuestMemory>,
-    executor: Executor,
-    table: Table,
-    doorbell: EventFd,
-    stop: EventFd,
+pub(super) struct Shared {
+    pub(super) name: String,
+    pub(super) memory: Arc<GuestMemory>,
+    pub(super) executor: Executor,
+    pub(super) table: Table,
+    pub(super) doorbell: EventFd,
+    pub(super) stop: EventFd,
     stopping: AtomicBool,
+    /// The first thread is a pilot, the others are its helpers.
+    pub(super) flies: AtomicBool,
     /// Running average of how long a request takes.
     request_ns: AtomicU64,
     ring: Mutex<Ring>,
@@ -70,7 +75,9 @@ pub(super) struct Ring {
     interrupt: Arc<dyn QueueInterrupt>,
     completions: Completions,
     /// Requests that were taken before and not carried out.
-    parked: VecDeque<u16>,
+    pub(super) parked: VecDeque<u16>,
+    /// Requests that wait for a helper of the pilot.
+    pub(super) aside: VecDeque<u16>,
     unsignalled_since: Option<Instant>,
     threads: Vec<Task<()>>,
     listening: bool,
@@ -78,7 +85,7 @@ pub(super) struct Ring {
     /// Sleepers that have been told to wake up and have not yet.
     woken: usize,
     /// The driver broke the ring: nothing to do until it resets the device.
-    broken: bool,
+    pub(super) broken: bool,
 }
 
 impl Crew {
@@ -98,6 +105,7 @@ impl Crew {
             doorbell: queue.doorbell,
             stop: EventFd::new(EFD_NONBLOCK)?,
             stopping: AtomicBool::new(false),
+            flies: AtomicBool::new(false),
             request_ns: AtomicU64::new(0),
             ring: Mutex::new(Ring::new(queue.index, queue.queue, queue.interrupt, parked)),
             wake: Condvar::new(),
@@ -133,9 +141,11 @@ impl Crew {
             index,
             queue,
             interrupt,
-            parked,
+            mut parked,
+            aside,
             ..
         } = ring;
+        parked.extend(aside);
         let queue = ActiveQueue {
             index,
             queue,
@@ -147,34 +157,69 @@ impl Crew {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Ring> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Ring> {
         self.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn stopping(&self) -> bool {
+    pub(super) fn stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }
 
     /// Add a thread to the crew.
     fn enlist(this: &Arc<Self>, ring: &mut Ring) -> io::Result<()> {
         let shared = this.clone();
-        let thread = threads::spawn(this.name.clone(), move || serve(&shared))?;
+        let role = if ring.threads.is_empty() {
+            pilot::lead
+        } else if this.flies.load(Ordering::Acquire) {
+            pilot::help
+        } else {
+            serve
+        };
+        let thread = threads::spawn(this.name.clone(), move || role(&shared))?;
         ring.threads.push(thread);
         Ok(())
     }
 
     /// Let another thread look after the ring while this one is busy.
     fn pass_the_watch(this: &Arc<Self>, ring: &mut Ring) {
-        if ring.listening || ring.woken > 0 || this.stopping() {
+        if !ring.listening && ring.woken == 0 {
+            Self::call_another(this, ring);
+        }
+    }
+
+    /// Have a helper carry out a request that the pilot cannot.
+    pub(super) fn put_aside(this: &Arc<Self>, ring: &mut Ring, head: u16) {
+        ring.aside.push_back(head);
+        Self::call_another(this, ring);
+    }
+
+    fn call_another(this: &Arc<Self>, ring: &mut Ring) {
+        if this.stopping() {
             return;
         }
-        if ring.sleeping > 0 {
+        if ring.sleeping > ring.woken {
             ring.woken += 1;
             this.wake.notify_one();
         } else if ring.threads.len() < MAX_THREADS
             && let Err(error) = Self::enlist(this, ring)
         {
             warn!(crew = this.name, %error, "cannot start another I/O thread");
+        }
+    }
+
+    /// Keep a request for later: the gate is shut.
+    pub(super) fn keep(&self, ring: &mut Ring, head: u16) {
+        count(&self.executor.counters.gate_waits, 1);
+        ring.parked.push_back(head);
+    }
+
+    /// The guest has rung: it need not do so again while we are looking.
+    pub(super) fn answer_doorbell(&self) {
+        let _ = self.doorbell.read();
+        let mut ring = self.lock();
+        if !ring.broken {
+            let disabled = ring.queue.disable_notification(&*self.memory);
+            ring.unless_broken(disabled);
         }
     }
 
@@ -199,6 +244,7 @@ impl Ring {
             interrupt,
             completions: Completions::default(),
             parked: parked.into(),
+            aside: VecDeque::new(),
             unsignalled_since: None,
             threads: Vec::new(),
             listening: false,
@@ -230,8 +276,7 @@ impl Ring {
         head: u16,
         written: u32,
     ) -> Result<(), Error> {
-        self.completions
-            .publish(&mut self.queue, memory, &[(head, written)])?;
+        self.publish(memory, &[(head, written)])?;
         if self
             .unsignalled_since
             .get_or_insert_with(Instant::now)
@@ -243,7 +288,27 @@ impl Ring {
         Ok(())
     }
 
-    fn signal(&mut self, memory: &GuestMemory) -> Result<(), Error> {
+    /// Give requests back, all in one step.
+    pub(super) fn publish(
+        &mut self,
+        memory: &GuestMemory,
+        used: &[(u16, u32)],
+    ) -> Result<(), Error> {
+        self.completions.publish(&mut self.queue, memory, used)
+    }
+
+    /// Has the guest offered what nobody has taken yet?
+    pub(super) fn offers_more(&self, memory: &GuestMemory) -> bool {
+        let offered = self.queue.avail_idx(memory, Ordering::Acquire);
+        offered.is_ok_and(|offered| offered.0 != self.queue.next_avail())
+    }
+
+    /// Is the pilot alone?
+    pub(super) fn has_no_helpers(&self) -> bool {
+        self.threads.len() < 2
+    }
+
+    pub(super) fn signal(&mut self, memory: &GuestMemory) -> Result<(), Error> {
         self.unsignalled_since = None;
         if self.completions.should_signal(&self.queue, memory)?
             && let Err(error) = self.interrupt.used()
@@ -254,7 +319,7 @@ impl Ring {
     }
 
     /// `None` and no more work when the driver has broken the ring.
-    fn unless_broken<T>(&mut self, result: Result<T, Error>) -> Option<T> {
+    pub(super) fn unless_broken<T>(&mut self, result: Result<T, Error>) -> Option<T> {
         if let Err(error) = &result
             && !std::mem::replace(&mut self.broken, true)
         {
@@ -265,7 +330,7 @@ impl Ring {
 }
 
 /// The life of one thread.
-fn serve(shared: &Arc<Shared>) {
+pub(super) fn serve(shared: &Arc<Shared>) {
     let memory = &*shared.memory;
     let mut buffers = Buffers::default();
     let mut ring = shared.lock();
@@ -307,8 +372,7 @@ fn serve(shared: &Arc<Shared>) {
 
 /// Keep a request for later: the gate is shut.
 fn park<'a>(shared: &'a Shared, mut ring: MutexGuard<'a, Ring>, head: u16) -> MutexGuard<'a, Ring> {
-    count(&shared.executor.counters.gate_waits, 1);
-    ring.parked.push_back(head);
+    shared.keep(&mut ring, head);
     let signalled = ring.signal(&shared.memory);
     ring.unless_broken(signalled);
     drop(ring);
@@ -316,7 +380,10 @@ fn park<'a>(shared: &'a Shared, mut ring: MutexGuard<'a, Ring>, head: u16) -> Mu
     shared.lock()
 }
 
-fn sleep<'a>(shared: &'a Shared, mut ring: MutexGuard<'a, Ring>) -> MutexGuard<'a, Ring> {
+pub(super) fn sleep<'a>(
+    shared: &'a Shared,
+    mut ring: MutexGuard<'a, Ring>,
+) -> MutexGuard<'a, Ring> {
     ring.sleeping += 1;
     while ring.woken == 0 && !shared.stopping() {
         ring = shared
@@ -339,16 +406,12 @@ fn listen<'a>(shared: &'a Shared, mut ring: MutexGuard<'a, Ring>) -> MutexGuard<
     } else {
         wait(&[bell, stop], None)
     };
-    let _ = shared.doorbell.read();
+    shared.answer_doorbell();
     let mut ring = shared.lock();
     ring.listening = false;
     if let Err(error) = waited {
         error!(crew = shared.name, %error, "an I/O thread cannot wait; its queue stops");
         ring.broken = true;
-    }
-    if !ring.broken {
-        let disabled = ring.queue.disable_notification(&*shared.memory);
-        ring.unless_broken(disabled);
     }
     ring
 }

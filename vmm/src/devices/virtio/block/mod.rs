@@ -1,7 +1,9 @@
 //! Block device (virtio 1.2 §5.2): several queues on one [`Disk`], each served by a crew of
-//! threads that grows with how slow the storage is.
+//! threads: one that has the kernel carry many requests out at once where the disk can, else as many
+//! as the storage is slow.
 
 mod crew;
+mod pilot;
 mod request;
 
 use std::io;

@@ -11,9 +11,10 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
 };
 use vm_memory::Bytes;
+use vm_memory::bitmap::Bitmap;
 
 use super::{BlockCounters, SECTOR, count};
-use crate::devices::virtio::chain::{BadChain, Buffers, Table, scatter, total};
+use crate::devices::virtio::chain::{BadChain, Buffers, Slice, Table, scatter, total};
 use crate::memory::GuestMemory;
 
 pub(super) const MAX_SEGMENTS: u32 = 16;
@@ -30,6 +31,26 @@ enum Outcome {
     Done(u32, u32),
     /// The gate was shut: try again later.
     Later,
+}
+
+/// A read or write: what is to be moved between guest memory and the disk.
+pub(super) struct Transfer<'m> {
+    pub(super) head: u16,
+    pub(super) write: bool,
+    pub(super) offset: u64,
+    pub(super) slices: Vec<Slice<'m>>,
+    status: Slice<'m>,
+}
+
+impl Transfer<'_> {
+    /// The disk may have written where it reads to.
+    pub(super) fn mark(&self) {
+        if !self.write {
+            for slice in &self.slices {
+                slice.bitmap().mark_dirty(0, slice.len());
+            }
+        }
+    }
 }
 
 /// What serves requests; the same for all threads of a queue.
@@ -53,35 +74,89 @@ impl Executor {
     ) -> Option<u32> {
         let done = buffers
             .load(memory, table, head)
-            .and_then(|()| self.request(buffers));
+            .and_then(|()| self.request(head, buffers));
         match done {
             Ok(written) => written,
             Err(BadChain) => Some(0),
         }
     }
 
-    fn request(&self, buffers: &mut Buffers) -> Result<Option<u32>, BadChain> {
-        let status = buffers.take_last()?;
-        let mut header = [0; HEADER_BYTES];
-        buffers.take_front(&mut header)?;
-        let word = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|byte| header[at + byte]));
-        let sector = u64::from(word(8)) | u64::from(word(12)) << 32;
-        match self.execute(word(0), sector, buffers) {
-            Outcome::Done(code, written) => {
-                if code == VIRTIO_BLK_S_IOERR {
-                    count(&self.counters.errors, 1);
-                }
-                status.write_obj(code as u8, 0).map_err(|_| BadChain)?;
-                Ok(Some(written + 1))
-            }
-            Outcome::Later => Ok(None),
-        }
+    /// The read or write at `head`; `None` when it is anything else, or has to be made durable at
+    /// once.
+    pub(super) fn transfer<'m>(
+        &self,
+        memory: &'m GuestMemory,
+        table: Table,
+        head: u16,
+        buffers: &mut Buffers<'m>,
+    ) -> Option<Transfer<'m>> {
+        buffers.load(memory, table, head).ok()?;
+        let opened = Opened::from(buffers).ok()?;
+        let transfer = opened.transfer(head, buffers).ok()?;
+        (!transfer.write || !self.writethrough).then_some(transfer)
     }
 
-    fn execute(&self, kind: u32, sector: u64, buffers: &mut Buffers) -> Outcome {
+    /// Carry it out here and now; as [`Executor::run`].
+    pub(super) fn carry_out(&self, transfer: &Transfer) -> Option<u32> {
+        self.count(transfer);
+        let Transfer { offset, slices, .. } = transfer;
+        let result = if transfer.write {
+            self.disk.write_at(*offset, slices)
+        } else {
+            self.disk.read_at(*offset, slices)
+        };
+        let flush = transfer.write && self.writethrough && result.is_ok();
+        self.end(transfer, if flush { self.disk.flush() } else { result })
+    }
+
+    /// It ended with `result`; as [`Executor::run`].
+    pub(super) fn end(&self, transfer: &Transfer, result: Result<(), DiskError>) -> Option<u32> {
+        let outcome = if transfer.write {
+            self.finish("write", result, 0)
+        } else {
+            self.finish("read", result, total(&transfer.slices) as u32)
+        };
+        self.tell(&transfer.status, &outcome).unwrap_or(Some(0))
+    }
+
+    pub(super) fn count(&self, transfer: &Transfer) {
+        let counters = &self.counters;
+        let (requests, bytes) = if transfer.write {
+            (&counters.writes, &counters.written_bytes)
+        } else {
+            (&counters.reads, &counters.read_bytes)
+        };
+        count(requests, 1);
+        count(bytes, total(&transfer.slices) as u64);
+    }
+
+    fn request(&self, head: u16, buffers: &mut Buffers) -> Result<Option<u32>, BadChain> {
+        let opened = Opened::from(buffers)?;
+        let outcome = match opened.kind {
+            VIRTIO_BLK_T_IN | VIRTIO_BLK_T_OUT => match opened.transfer(head, buffers) {
+                Ok(transfer) => return Ok(self.carry_out(&transfer)),
+                Err(opened) => {
+                    return self.tell(&opened.status, &Outcome::Done(VIRTIO_BLK_S_IOERR, 0));
+                }
+            },
+            kind => self.execute(kind, buffers),
+        };
+        self.tell(&opened.status, &outcome)
+    }
+
+    fn tell(&self, status: &Slice, outcome: &Outcome) -> Result<Option<u32>, BadChain> {
+        let Outcome::Done(code, written) = *outcome else {
+            return Ok(None);
+        };
+        if code == VIRTIO_BLK_S_IOERR {
+            count(&self.counters.errors, 1);
+        }
+        status.write_obj(code as u8, 0).map_err(|_| BadChain)?;
+        Ok(Some(written + 1))
+    }
+
+    fn execute(&self, kind: u32, buffers: &mut Buffers) -> Outcome {
         match kind {
-            VIRTIO_BLK_T_IN => self.read(sector, buffers),
-            VIRTIO_BLK_T_OUT => self.write(sector, buffers),
             VIRTIO_BLK_T_FLUSH => {
                 count(&self.counters.flushes, 1);
                 self.finish("flush", self.disk.flush(), 0)
@@ -95,34 +170,6 @@ impl Executor {
             }
             _ => Outcome::Done(VIRTIO_BLK_S_UNSUPP, 0),
         }
-    }
-
-    fn read(&self, sector: u64, buffers: &Buffers) -> Outcome {
-        let bytes = total(&buffers.writable) as u64;
-        let Some(offset) = byte_offset(sector, bytes) else {
-            return Outcome::Done(VIRTIO_BLK_S_IOERR, 0);
-        };
-        count(&self.counters.reads, 1);
-        count(&self.counters.read_bytes, bytes);
-        self.finish(
-            "read",
-            self.disk.read_at(offset, &buffers.writable),
-            bytes as u32,
-        )
-    }
-
-    fn write(&self, sector: u64, buffers: &Buffers) -> Outcome {
-        let bytes = total(&buffers.readable) as u64;
-        let Some(offset) = byte_offset(sector, bytes) else {
-            return Outcome::Done(VIRTIO_BLK_S_IOERR, 0);
-        };
-        count(&self.counters.writes, 1);
-        count(&self.counters.written_bytes, bytes);
-        let mut result = self.disk.write_at(offset, &buffers.readable);
-        if self.writethrough && result.is_ok() {
-            result = self.disk.flush();
-        }
-        self.finish("write", result, 0)
     }
 
     /// Discard or zero a list of segments (§5.2.6).
@@ -190,6 +237,46 @@ impl Executor {
                 Outcome::Done(VIRTIO_BLK_S_IOERR, 0)
             }
         }
+    }
+}
+
+/// A request whose header was read; the rest of its buffers is data.
+struct Opened<'m> {
+    kind: u32,
+    sector: u64,
+    status: Slice<'m>,
+}
+
+impl<'m> Opened<'m> {
+    fn from(buffers: &mut Buffers<'m>) -> Result<Self, BadChain> {
+        let status = buffers.take_last()?;
+        let mut header = [0; HEADER_BYTES];
+        buffers.take_front(&mut header)?;
+        let word = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|byte| header[at + byte]));
+        Ok(Self {
+            kind: word(0),
+            sector: u64::from(word(8)) | u64::from(word(12)) << 32,
+            status,
+        })
+    }
+
+    /// What a read or write is to move; given back when it is neither, or not in whole sectors.
+    fn transfer(self, head: u16, buffers: &mut Buffers<'m>) -> Result<Transfer<'m>, Self> {
+        let slices = match self.kind {
+            VIRTIO_BLK_T_IN => &mut buffers.writable,
+            VIRTIO_BLK_T_OUT => &mut buffers.readable,
+            _ => return Err(self),
+        };
+        let Some(offset) = byte_offset(self.sector, total(slices) as u64) else {
+            return Err(self);
+        };
+        Ok(Transfer {
+            head,
+            write: self.kind == VIRTIO_BLK_T_OUT,
+            offset,
+            slices: std::mem::take(slices),
+            status: self.status,
+        })
     }
 }
 

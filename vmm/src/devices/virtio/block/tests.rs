@@ -219,6 +219,7 @@ struct TestGate {
     inside: AtomicU64,
     most: AtomicU64,
     refused: AtomicU64,
+    passed: AtomicU64,
 }
 
 impl Gate for TestGate {
@@ -231,15 +232,20 @@ impl Gate for TestGate {
         self.most.fetch_max(inside, Ordering::SeqCst);
         std::thread::sleep(Duration::from_millis(self.pause_ms.load(Ordering::SeqCst)));
         self.inside.fetch_sub(1, Ordering::SeqCst);
+        self.passed.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
 }
 
-fn gated() -> (tempfile::NamedTempFile, Arc<TestGate>, Arc<Disk>) {
+/// Through the page cache or around it: by a crew, or by a pilot.
+const WAYS: [bool; 2] = [false, true];
+
+fn gated(direct: bool) -> (tempfile::NamedTempFile, Arc<TestGate>, Arc<Disk>) {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(DISK_BYTES as u64).unwrap();
     let gate = Arc::new(TestGate::default());
     let options = DiskOptions {
+        direct,
         gate: gate.clone(),
         ..DiskOptions::new(file.path(), Format::Raw)
     };
@@ -250,20 +256,27 @@ fn gated() -> (tempfile::NamedTempFile, Arc<TestGate>, Arc<Disk>) {
 /// Offer `count` writes of one sector each, number `n` to sector `n`, without waiting.
 fn offer_writes(guest: &mut Guest, count: u16) {
     for n in 0..count {
+        let at = GuestAddress(DATA + 512 * u64::from(n));
+        guest.memory.write_slice(&[n as u8 + 1; 512], at).unwrap();
+    }
+    offer(guest, count, VIRTIO_BLK_T_OUT);
+}
+
+/// Offer `count` requests of one sector each, number `n` of sector `n`, without waiting.
+fn offer(guest: &mut Guest, count: u16, kind: u32) {
+    for n in 0..count {
         let header = HEADER + 0x100 * u64::from(n);
-        guest
-            .memory
-            .write_obj(VIRTIO_BLK_T_OUT, GuestAddress(header))
-            .unwrap();
+        guest.memory.write_obj(kind, GuestAddress(header)).unwrap();
         guest
             .memory
             .write_obj(u64::from(n), GuestAddress(header + 8))
             .unwrap();
-        guest
-            .memory
-            .write_slice(&[n as u8 + 1; 512], GuestAddress(DATA + 512 * u64::from(n)))
-            .unwrap();
-        let data = readable(DATA + 512 * u64::from(n), 512);
+        let at = DATA + 512 * u64::from(n);
+        let data = if kind == VIRTIO_BLK_T_IN {
+            writable(at, 512)
+        } else {
+            readable(at, 512)
+        };
         guest.put_descriptor(1, 3 * n, readable(header, 16), Some(3 * n + 1));
         guest.put_descriptor(1, 3 * n + 1, data, Some(3 * n + 2));
         guest.put_descriptor(1, 3 * n + 2, writable(STATUS + u64::from(n), 1), None);
@@ -284,7 +297,7 @@ fn assert_written(file: &tempfile::NamedTempFile, count: u16) {
 
 #[test]
 fn slow_requests_are_carried_out_side_by_side() {
-    let (file, gate, disk) = gated();
+    let (file, gate, disk) = gated(false);
     let mut guest = guest(&disk);
     gate.pause_ms.store(5, Ordering::SeqCst);
     for round in 1..=20 {
@@ -298,9 +311,61 @@ fn slow_requests_are_carried_out_side_by_side() {
     panic!("at most {:?} requests were under way at once", gate.most);
 }
 
+/// As many writes as there is room for in the ring, all offered before anything is served: by a
+/// pilot they go together.
+#[test]
+fn what_is_offered_together_goes_together_and_ends_whole() {
+    let (file, gate, disk) = gated(true);
+    let mut guest = guest(&disk);
+    for _ in 0..50 {
+        let before = guest.used(1);
+        guest.root.pause();
+        offer_writes(&mut guest, 5);
+        guest.root.resume().unwrap();
+        wait_for(|| guest.used(1) == before + 5);
+        assert_written(&file, 5);
+        assert_eq!(ask(&mut guest, VIRTIO_BLK_T_FLUSH, 0, &[]), (0, 1));
+        let sector = [writable(DATA, 512), writable(DATA + 0x2000, 512)];
+        guest.clean();
+        assert_eq!(ask(&mut guest, VIRTIO_BLK_T_IN, 3, &sector), (0, 1025));
+        assert_eq!(guest.memory.read_obj::<u8>(GuestAddress(DATA)).unwrap(), 4);
+        assert!(guest.is_dirty(DATA) && guest.is_dirty(DATA + 0x2000));
+    }
+    // Two questions for each batch of writes, not for each write.
+    assert!(gate.passed.load(Ordering::SeqCst) < 50 * 5 * 2);
+}
+
+#[test]
+fn reads_that_go_together_mark_what_they_fill() {
+    let (file, _, disk) = gated(true);
+    let content: Vec<u8> = (0..DISK_BYTES).map(|at| (at / 512) as u8).collect();
+    std::fs::write(file.path(), content).unwrap();
+    let mut guest = guest(&disk);
+    guest.root.pause();
+    offer(&mut guest, 5, VIRTIO_BLK_T_IN);
+    guest.clean();
+    guest.root.resume().unwrap();
+    wait_for(|| guest.used(1) == 5);
+    for n in 0..5u64 {
+        let at = DATA + 512 * n;
+        assert_eq!(
+            guest.memory.read_obj::<u8>(GuestAddress(at)).unwrap(),
+            n as u8
+        );
+        assert!(guest.is_dirty(at) && guest.is_dirty(STATUS + n));
+        assert_eq!(guest.used_element(1, n as u16).1, 513);
+    }
+}
+
 #[test]
 fn requests_wait_behind_a_shut_gate_and_travel_with_the_guest() {
-    let (file, gate, disk) = gated();
+    for direct in WAYS {
+        wait_behind_a_shut_gate(direct);
+    }
+}
+
+fn wait_behind_a_shut_gate(direct: bool) {
+    let (file, gate, disk) = gated(direct);
     let mut source = guest(&disk);
     gate.shut.store(true, Ordering::SeqCst);
     offer_writes(&mut source, 5);
@@ -334,7 +399,13 @@ fn requests_wait_behind_a_shut_gate_and_travel_with_the_guest() {
 
 #[test]
 fn pausing_in_the_midst_of_requests_loses_none() {
-    let (file, gate, disk) = gated();
+    for direct in WAYS {
+        pause_in_the_midst(direct);
+    }
+}
+
+fn pause_in_the_midst(direct: bool) {
+    let (file, gate, disk) = gated(direct);
     let mut guest = guest(&disk);
     gate.pause_ms.store(1, Ordering::SeqCst);
     for round in 1..=10 {

@@ -1,5 +1,6 @@
 //! A cluster in the lab: agents on hosts, one datastore, and what its operator's command says.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use lab::host::DATASTORE;
@@ -129,6 +130,16 @@ impl Drop for Cluster<'_> {
             ));
         }
     }
+}
+
+/// Where each guest runs, as `from` sees it.
+pub fn places(from: &Host) -> Option<BTreeMap<String, String>> {
+    let view = Cluster::view(from)?;
+    let place = |guest: &Value| {
+        let at = guest["host"].as_str()?.to_owned();
+        Some((guest["name"].as_str()?.to_owned(), at))
+    };
+    view["guests"].as_array()?.iter().map(place).collect()
 }
 
 /// Starts the agent of a host that has the datastore mounted.

@@ -10,6 +10,7 @@ mod ground;
 mod guest;
 mod guests;
 mod leases;
+mod maintenance;
 mod migration;
 mod survival;
 pub mod web;
@@ -42,7 +43,8 @@ pub const ALL: &[Scenario] = scenarios![
     cluster::a_guest_migrates_by_one_command,
     migration::a_debian_guest_moves_there_and_back,
     drs::drs_evens_out_load_and_mends_a_rule_with_one_move,
-    drs::drs_maintenance_empties_a_host_and_no_connection_breaks,
+    maintenance::maintenance_empties_a_host_and_no_connection_breaks,
+    maintenance::maintenance_goes_on_when_the_leader_dies_in_the_middle,
     survival::survival_the_leader_dies_with_its_guest_and_comes_back,
     survival::survival_the_last_host_of_three_brings_everything_back,
     survival::survival_two_hosts_need_no_third,

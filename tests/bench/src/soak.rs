@@ -53,8 +53,26 @@ struct Counts {
     cancels: u64,
     kills: u64,
     not_started: u64,
-    blackout_ms: Sample,
-    cancel_ms: Sample,
+    blackout_ms: Times,
+    cancel_ms: Times,
+}
+
+/// Times of migrations that compare all memory at the switch-over, which has the guest stand still
+/// for longer, and of those that do not.
+#[derive(Default)]
+struct Times {
+    plain: Sample,
+    comparing: Sample,
+}
+
+impl Times {
+    fn of(&mut self, compares: bool) -> &mut Sample {
+        if compares {
+            &mut self.comparing
+        } else {
+            &mut self.plain
+        }
+    }
 }
 
 /// xorshift64: the same seed draws the same acts.
@@ -140,11 +158,12 @@ impl Soak<'_> {
         };
         let mut target = Side::receive(self.vmm)?;
         let began = Instant::now();
-        source.migrate_to(&target, self.random.below(2) == 0)?;
+        let compares = self.random.below(2) == 0;
+        source.migrate_to(&target, compares)?;
         thread::sleep(moment.saturating_sub(began.elapsed()));
         match act {
             Act::Nothing => {}
-            Act::Cancel => self.cancel(&source)?,
+            Act::Cancel => self.cancel(&source, compares)?,
             Act::KillTarget => target.kill(),
             Act::KillSource => source.kill(),
         }
@@ -154,6 +173,7 @@ impl Soak<'_> {
             self.usual = began.elapsed();
             self.counts
                 .blackout_ms
+                .of(compares)
                 .push(summary.guest_blackout_us as f64 / 1000.0);
         }
         self.settle(act, source, target, last.map(|last| last.phase))
@@ -175,14 +195,14 @@ impl Soak<'_> {
         Err(last)
     }
 
-    fn cancel(&mut self, source: &Side) -> Result<(), String> {
+    fn cancel(&mut self, source: &Side, compares: bool) -> Result<(), String> {
         let asked = Instant::now();
         source.cancel();
         let last = follow(source)?;
         if last.is_some_and(|last| last.phase == Phase::Failed) {
             source.wait_running()?;
             let took = asked.elapsed().as_secs_f64() * 1000.0;
-            self.counts.cancel_ms.push(took);
+            self.counts.cancel_ms.of(compares).push(took);
         }
         Ok(())
     }
@@ -264,14 +284,19 @@ impl Counts {
             self.kills,
             self.not_started
         );
-        let mut line = |name: &str, sample: &Sample| {
-            let _ = writeln!(
-                words,
-                "{name} ms: median {:.1}, p99 {:.1}, max {:.1}",
-                sample.median(),
-                sample.percentile(99),
-                sample.max()
-            );
+        let mut line = |name: &str, times: &Times| {
+            for (sample, how) in [
+                (&times.plain, ""),
+                (&times.comparing, ", comparing all memory"),
+            ] {
+                let _ = writeln!(
+                    words,
+                    "{name}{how} ms: median {:.1}, p99 {:.1}, max {:.1}",
+                    sample.median(),
+                    sample.percentile(99),
+                    sample.max()
+                );
+            }
         };
         line("blackout", &self.blackout_ms);
         line("cancel until it runs freely", &self.cancel_ms);

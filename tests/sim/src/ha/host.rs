@@ -89,6 +89,8 @@ pub struct Host {
     pub flags: u32,
     pub agent: Option<Agent>,
     pub agent_life: u64,
+    /// When its agent knows the last of what it has begun to read of the inventory.
+    pub news_us: u64,
     pub vms: BTreeMap<String, Vm>,
     pub storage_cut: bool,
     /// True time since when nothing was wrong with it that could end a lease, but for what
@@ -109,6 +111,7 @@ impl Host {
             flags: 0,
             agent: None,
             agent_life: 0,
+            news_us: 0,
             vms: BTreeMap::new(),
             storage_cut: false,
             well_since_us: 0,

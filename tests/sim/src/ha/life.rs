@@ -56,15 +56,7 @@ impl World {
             lead: None,
         });
         let (news, read) = (self.latency(), self.latency());
-        let inventory = self.inventory.clone();
-        self.queue.after(
-            news,
-            Ev::News {
-                host,
-                agent,
-                inventory,
-            },
-        );
+        self.read_inventory(host, news);
         self.queue.after(news + read, Ev::ReadTurn { host, agent });
     }
 
@@ -72,17 +64,23 @@ impl World {
     pub fn publish(&mut self, inventory: Inventory) {
         self.inventory = Rc::new(inventory);
         for host in 0..self.hosts.len() {
-            let late = self.rng.between(10 * MS, 500 * MS);
-            let (agent, inventory) = (self.hosts[host].agent_life, self.inventory.clone());
-            self.queue.after(
-                late,
-                Ev::News {
-                    host,
-                    agent,
-                    inventory,
-                },
-            );
+            let late_us = self.rng.between(10 * MS, 500 * MS);
+            self.read_inventory(host, late_us);
         }
+    }
+
+    /// What a host's agent knows `late_us` from now, or once it knows what it read before: the
+    /// agent has one reader.
+    fn read_inventory(&mut self, host: usize, late_us: u64) {
+        let inventory = self.inventory.clone();
+        let at = &mut self.hosts[host];
+        at.news_us = at.news_us.max(self.queue.now_us() + late_us);
+        let news = Ev::News {
+            host,
+            agent: at.agent_life,
+            inventory,
+        };
+        self.queue.at(at.news_us, news);
     }
 
     pub fn beat_turn(&mut self, host: usize, life: u64) {

@@ -12,8 +12,9 @@ use storage_core::record::{Grant, Holder, LeaseRecord};
 use vm_memory::{Bytes, GuestAddress};
 use vmm::lease::Verdict;
 use vmm::memory::{self, GuestMemory};
+use vmm::migration::joining::Listening;
 use vmm::migration::stream::Security;
-use vmm::migration::target::{self, Listening, TargetGuest};
+use vmm::migration::target::{self, TargetGuest};
 use vmm::migration::wire::{self, Hello, Kind, Run, StateFrame};
 
 /// Far below the time in which a silent peer is given up.

@@ -17,8 +17,9 @@ use crate::drive::drive;
 use crate::error::one_line;
 use crate::lease::LeaseFlags;
 use crate::migration::arrival::Arrival;
+use crate::migration::joining::Listening;
 use crate::migration::stream::Security;
-use crate::migration::target::{self, Listening, Received};
+use crate::migration::target::{self, Received};
 use crate::migration::usher::Usher;
 
 #[derive(Debug, Args)]

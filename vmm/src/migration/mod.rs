@@ -26,6 +26,7 @@ pub mod arrival;
 pub mod departure;
 pub mod dirty;
 mod fault;
+pub mod joining;
 pub mod lifeline;
 pub mod pages;
 mod rehearsal;

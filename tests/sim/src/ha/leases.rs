@@ -39,6 +39,10 @@ impl World {
             }
             Input::Event(event) => self.lease_step(host, subject, event, trace),
             Input::Built(works) => self.built(host, subject, works, trace),
+            // A machine can be shut down once it answers.
+            Input::Down if at.vms.get(subject).is_some_and(|vm| vm.ordered) => {
+                self.lease_hears(100 * MS, host, subject, Input::Down);
+            }
             Input::Down => {
                 if let Some(vm) = at.vms.get_mut(subject) {
                     (vm.runs, vm.stopping) = (false, true);

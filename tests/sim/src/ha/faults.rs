@@ -233,7 +233,9 @@ impl World {
     }
 
     fn unwell(&mut self, host: usize, until_us: u64) {
-        self.hosts[host].well_since_us = until_us;
+        // It may be frozen for longer than what has just ended.
+        let at = &mut self.hosts[host];
+        at.well_since_us = at.well_since_us.max(until_us);
     }
 
     fn power_off(&mut self, host: usize) {

@@ -30,7 +30,9 @@ pub struct Verdict {
 
 /// What members may ask of the leader.
 pub fn member() -> Router<Arc<Api>> {
-    Router::new().route("/member/guests/{guest}/admission", post(judge_here))
+    Router::new()
+        .route("/member/guests/{guest}/admission", post(judge_here))
+        .route("/member/guests/{guest}/another-try", post(forgive_here))
 }
 
 /// Where a guest is to start.
@@ -71,6 +73,24 @@ pub async fn ask(
     }
 }
 
+/// The operator wants a guest that is to run tried again, however often it failed to start.
+pub async fn try_again(api: &Arc<Api>, name: &str) -> Result<(), Refused> {
+    if let Some(leader) = api.other_leader() {
+        let path = format!("/member/guests/{name}/another-try");
+        return Ok(leader.call(Method::POST, &path, None::<&()>).await?);
+    }
+    let here = forgive_here(State(api.clone()), Path(name.to_owned())).await;
+    here.map(|_| ())
+}
+
+async fn forgive_here(
+    State(api): State<Arc<Api>>,
+    Path(name): Path<String>,
+) -> Result<Json<()>, Refused> {
+    let forgive = move |brain: &mut Brain, _now_us| brain.forgive(&name);
+    api.ask_leading(forgive).await.map(Json)
+}
+
 async fn judge_here(
     State(api): State<Arc<Api>>,
     Path(name): Path<String>,
@@ -82,30 +102,45 @@ async fn judge_here(
 
 fn judge(brain: &mut Brain, name: &GuestId, candidate: &Candidate) -> Verdict {
     let Candidate { guest, place } = candidate;
-    let admitted = match brain.admit(name, guest) {
-        Some(Ok(admitted)) => Some(admitted),
-        Some(Err(refusal)) => {
-            return Verdict {
-                objection: Some(words(name, &refusal)),
-                only_warns: brain.settings().enforcement == Enforcement::Warn,
-            };
-        }
-        None => None,
-    };
+    let only_warns = brain.settings().enforcement == Enforcement::Warn;
+    let admitted = brain.admit(name, guest);
+    let refusal = admitted
+        .as_ref()
+        .and_then(|admitted| admitted.as_ref().err());
+    let objection = refusal.map(|refusal| words(name, refusal));
+    if objection.is_some() && !only_warns {
+        return Verdict {
+            objection,
+            only_warns,
+        };
+    }
+    let best = admitted.and_then(Result::ok).map(|admitted| admitted.host);
     let placed = match place {
+        None => Ok(None),
         Some(Where { on: Some(host) }) => brain.place_on(name, guest, host),
         Some(Where { on: None }) if brain.is_placed_by_hand(guest) => {
-            let best = admitted.map_or("HOST".to_owned(), |admitted| admitted.host);
+            let best = best.as_deref().unwrap_or("HOST");
             Err(format!(
                 "{name} is placed by hand, for its automation is manual; best would be: \
                  godwit start {name} --on {best}"
             ))
         }
-        _ => Ok(()),
+        Some(Where { on: None }) => {
+            if let Some(best) = best {
+                brain.expect(name, guest, best, "admission control");
+            }
+            Ok(None)
+        }
     };
-    Verdict {
-        objection: placed.err(),
-        only_warns: false,
+    match placed {
+        Err(why) => Verdict {
+            objection: Some(why),
+            only_warns: false,
+        },
+        Ok(warning) => Verdict {
+            objection: objection.or(warning),
+            only_warns,
+        },
     }
 }
 

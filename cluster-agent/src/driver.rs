@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use cluster_core::brain::Brain;
 use cluster_core::event::{Action, Event, Record};
 use cluster_core::failover::NOBODY_HOLDS_IT;
-use cluster_core::messages::MoveOutcome;
+use cluster_core::messages::{LeaseSeen, MoveOutcome, StartOutcome};
 use cluster_core::model::{GuestId, HostId};
+use shared_storage::StoreError;
 use shared_storage::clock::boottime_us;
 use shared_storage::lease::{HeldLease, Notice};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -19,6 +20,7 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tracing::{error, info, warn};
 
+use crate::guest_file::GuestFile;
 use crate::guests::{Guests, Host, Observed};
 use crate::history::History;
 use crate::host_load;
@@ -59,8 +61,6 @@ pub enum Input {
     Guest(GuestId, Observed),
     /// The leader lease is ours.
     Leads(HeldLease),
-    /// The operator touched a guest: failed starts are forgiven.
-    Forgive(GuestId),
     /// Somebody wants to know something of the brain, or have it do something.
     Ask(Question),
     /// The operator wants a guest elsewhere.
@@ -231,7 +231,6 @@ impl Driver {
                 }
             }
             Input::Leads(lease) => self.leadership = Some(lease),
-            Input::Forgive(guest) => self.brain.forgive(Some(&guest)),
             Input::Ask(question) => question(&mut self.brain, now_us),
             Input::Migrate { guest, to, reply } => self.order_migration(&guest, to.as_ref(), reply),
             Input::Arrive { guest, reply } => match self.brain.may_arrive(&guest) {
@@ -371,7 +370,11 @@ impl Driver {
                 because,
             } => {
                 self.metrics.starts(!because.starts_with(NOBODY_HOLDS_IT));
-                self.guests.start(&guest, from_epoch, because);
+                if !self.guests.start(&guest, from_epoch, because) {
+                    let why = "it is busy with the guest's end here".to_owned();
+                    let outcome = StartOutcome::Refused { why };
+                    self.step(boottime_us(), Event::StartDone { guest, outcome });
+                }
             }
             Action::Migrate {
                 guest,
@@ -435,21 +438,36 @@ impl Driver {
 fn read_leases(host: &Host, guests: Vec<GuestId>) {
     for guest in guests {
         let sent_us = boottime_us();
-        match host.store.guest(&guest).and_then(|dir| dir.lease().last()) {
-            Ok(last) => {
-                let seen = last.as_ref().into();
-                let event = Event::GuestLease { guest, seen };
-                if host
-                    .driver
-                    .blocking_send(Input::Brain(sent_us, event))
-                    .is_err()
-                {
-                    return;
+        match read_lease(host, &guest) {
+            Ok(events) => {
+                for event in events {
+                    let input = Input::Brain(sent_us, event);
+                    if host.driver.blocking_send(input).is_err() {
+                        return;
+                    }
                 }
             }
             Err(error) => warn!(guest, %error, "cannot read its lease"),
         }
     }
+}
+
+/// The lease, and what the operator wants if it is free.
+fn read_lease(host: &Host, guest: &GuestId) -> Result<Vec<Event>, StoreError> {
+    let dir = host.store.guest(guest)?;
+    let seen: LeaseSeen = dir.lease().last()?.as_ref().into();
+    let mut events = Vec::new();
+    if seen.holder.is_none() {
+        let file = dir.spec::<GuestFile>()?;
+        events.push(Event::Wanted {
+            guest: guest.clone(),
+            desired: file.spec.desired,
+            revision: file.revision,
+        });
+    }
+    let guest = guest.clone();
+    events.push(Event::GuestLease { guest, seen });
+    Ok(events)
 }
 
 /// Writes records to the history in their order, holding up nobody.

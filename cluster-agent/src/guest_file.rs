@@ -34,6 +34,9 @@ pub struct GuestFile {
     /// Seconds from its power button to the cut when it is stopped.
     #[serde(default = "default_grace_s")]
     pub grace_s: u64,
+    /// The same for this once: it was stopped with so many seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_within_s: Option<u64>,
     /// The image that it boots from.
     pub image: String,
     /// Virtual processors.
@@ -68,8 +71,13 @@ pub enum CpuModel {
     Host,
 }
 
+/// Seconds from its power button to the cut, if nobody says otherwise.
+pub const GRACE_S: u64 = 120;
+/// More than a day nobody waits.
+pub const GRACE_MAX_S: u64 = 86_400;
+
 fn default_grace_s() -> u64 {
-    120
+    GRACE_S
 }
 
 /// A disk in the guest's directory.

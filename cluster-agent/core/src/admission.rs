@@ -133,6 +133,14 @@ impl Admission {
         verdict
     }
 
+    /// The guest takes its room there, whatever the verdict would be.
+    pub fn hold(&mut self, name: &GuestId, guest: &Guest, host: &str) {
+        let index = self.ledger.add(name, guest);
+        self.ledger.take(index);
+        let host = self.ledger.host(host);
+        self.ledger.put(index, host);
+    }
+
     /// The guest takes no room any more.
     pub fn stop(&mut self, name: &str) {
         if let Some(index) = self.ledger.guest(name) {

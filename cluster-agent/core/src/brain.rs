@@ -222,8 +222,8 @@ impl Brain {
             .unwrap_or_default()
     }
 
-    /// The operator changed something about a guest (or all): failed starts are forgiven.
-    pub fn forgive(&mut self, guest: Option<&GuestId>) {
+    /// On the leader: the operator wants this guest tried again, however often it failed.
+    pub fn forgive(&mut self, guest: &GuestId) {
         if let Some(leading) = &mut self.leading {
             leading.failover.forgive(guest);
         }
@@ -254,6 +254,15 @@ impl Brain {
             Event::GuestLease { guest, seen } => {
                 if let Some(leading) = &mut self.leading {
                     leading.lease_read(&guest, seen);
+                }
+            }
+            Event::Wanted {
+                guest,
+                desired,
+                revision,
+            } => {
+                if let Some(leading) = &mut self.leading {
+                    leading.wanted(&guest, desired, revision);
                 }
             }
             Event::Received { from, message } => self.receive(&from, message, actions),

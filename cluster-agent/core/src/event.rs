@@ -10,7 +10,7 @@ use storage_core::record::HeartbeatRecord;
 use crate::messages::{
     HostNote, LeaseSeen, LocalGuest, Message, MoveAnswer, MoveOutcome, StartOutcome,
 };
-use crate::model::{GuestId, HostId};
+use crate::model::{Desired, GuestId, HostId};
 use crate::observation::{Counted, HostCounted};
 use crate::settings::Inventory;
 
@@ -44,6 +44,16 @@ pub enum Event {
         guest: GuestId,
         /// What it said.
         seen: LeaseSeen,
+    },
+    /// What the operator wants of a guest was read, by itself and ahead of the inventory: with a
+    /// lease that is free, for whoever released it may have written down that the guest is off.
+    Wanted {
+        /// Which.
+        guest: GuestId,
+        /// What.
+        desired: Desired,
+        /// Revision of the spec that says so.
+        revision: u64,
     },
     /// A message of an authenticated peer arrived.
     Received {
@@ -110,8 +120,8 @@ pub enum Action {
         /// Why.
         because: String,
     },
-    /// Read the leases of these guests and deliver each as [`Event::GuestLease`]. What could
-    /// not be read is not delivered and will be asked for again.
+    /// Read the leases of these guests and deliver each as [`Event::GuestLease`], a free one after
+    /// [`Event::Wanted`]. What could not be read is not delivered and will be asked for again.
     ReadLeases {
         /// Which.
         guests: Vec<GuestId>,

@@ -35,6 +35,8 @@ const MAX_ORDERS_PER_STEP: usize = 64;
 const MAX_MISSES_PER_STEP: usize = 64;
 /// Longest pause between two tries of a guest.
 const MAX_RETRY_US: u64 = 300_000_000;
+/// A guest that its host gave up before it ran for so long has failed to start.
+const STEADY_US: u64 = 600_000_000;
 /// Pause after a refusal, which mostly means that somebody knows more than we do.
 const REFUSED_PAUSE_US: u64 = 250_000;
 
@@ -94,6 +96,10 @@ struct Trouble {
     last: String,
     tried: BTreeSet<HostId>,
     not_before_us: u64,
+    /// Where it was started at last, and when, while it may yet turn out to have failed there.
+    ran: Option<(HostId, u64)>,
+    /// Revision of the spec with which it has had its trouble, once that was looked up.
+    revision: Option<u64>,
 }
 
 /// The restarts under way.
@@ -105,6 +111,8 @@ pub struct Failover {
     said: BTreeMap<GuestId, String>,
     /// Where a guest goes best, and who says so.
     hints: BTreeMap<GuestId, (HostId, &'static str)>,
+    /// Guests for which a place was sought in vain since the search last came to its end.
+    missed: BTreeSet<GuestId>,
 }
 
 impl Failover {
@@ -137,14 +145,10 @@ impl Failover {
         self.hints.insert(guest.clone(), (host, who));
     }
 
-    /// Gives a guest, or all, a fresh start: the operator changed something.
-    pub fn forgive(&mut self, guest: Option<&GuestId>) {
-        match guest {
-            Some(guest) => {
-                self.troubles.remove(guest);
-            }
-            None => self.troubles.clear(),
-        }
+    /// Gives a guest a fresh start: the operator wants it tried again. A new revision of its spec
+    /// does the same.
+    pub fn forgive(&mut self, guest: &GuestId) {
+        self.troubles.remove(guest);
     }
 
     /// A member answered an order.
@@ -166,19 +170,28 @@ impl Failover {
         self.orders.remove(guest);
         match outcome {
             StartOutcome::Running { .. } => {
-                self.troubles.remove(guest);
+                let trouble = self.troubles.entry(guest.clone()).or_default();
+                trouble.ran = Some((host.clone(), now_us));
                 self.said.remove(guest);
                 None
             }
             StartOutcome::LostRace { .. } => None,
             StartOutcome::Failed { why } => Some(self.failed(guest, host, why, settings)),
             StartOutcome::Refused { why } => {
+                let because = format!("{host} refused to start it: {why}");
+                let said = self.not_begun(guest, host, because);
                 let trouble = self.troubles.entry(guest.clone()).or_default();
-                trouble.tried.insert(host.clone());
                 trouble.not_before_us = now_us + REFUSED_PAUSE_US;
-                Some(self.say_failed(guest, format!("{host} refused to start it: {why}")))
+                Some(said)
             }
         }
+    }
+
+    /// The order came to nothing, which says nothing about the guest: elsewhere, then.
+    fn not_begun(&mut self, guest: &GuestId, host: &HostId, because: String) -> Decision {
+        let trouble = self.troubles.entry(guest.clone()).or_default();
+        trouble.tried.insert(host.clone());
+        self.say_failed(guest, because)
     }
 
     fn failed(
@@ -221,20 +234,26 @@ impl Failover {
         if lost.is_empty() {
             return decisions;
         }
+        decisions.extend(self.given_up_by_hosts(now_us, &lost, at.settings));
         let mut plan = Plan::new(self, at);
         let ranks = ranks(at.cluster, &lost);
         let mut queue: Vec<&GuestId> = lost.keys().copied().collect();
-        queue.sort_by_key(|guest| (ranks[*guest], *guest));
+        // Those for which there was no place come last, lest they hide the others for good.
+        queue.sort_by_key(|guest| (self.missed.contains(*guest), ranks[*guest], *guest));
+        let missed_before = self.missed.len();
         let (mut orders, mut misses) = (0, 0);
         for guest in queue {
             if orders >= MAX_ORDERS_PER_STEP || misses >= MAX_MISSES_PER_STEP {
-                break;
+                if self.missed.len() == missed_before {
+                    self.missed.clear();
+                }
+                return decisions;
             }
             let (from_epoch, loss) = lost[guest];
             match self.try_start(now_us, guest, loss, at, &mut plan) {
                 Next::Nothing => {}
                 Next::Waits(because) => {
-                    misses += 1;
+                    misses += usize::from(self.missed.contains(guest));
                     if self.said.get(guest) != Some(&because) {
                         self.said.insert(guest.clone(), because.clone());
                         decisions.push(Decision::Waits {
@@ -261,10 +280,38 @@ impl Failover {
                 }
             }
         }
+        self.missed.clear();
         decisions
     }
 
-    /// Orders nobody answered count as failed.
+    /// Guests whose host let go of them soon after they began to run there: their VMM died again
+    /// and again.
+    fn given_up_by_hosts(
+        &mut self,
+        now_us: u64,
+        lost: &BTreeMap<&GuestId, (u64, &Loss)>,
+        settings: &Settings,
+    ) -> Vec<Decision> {
+        let mut decisions = Vec::new();
+        for (guest, (_, loss)) in lost {
+            let trouble = self.troubles.get_mut(*guest);
+            let Some((host, since_us)) = trouble.and_then(|trouble| trouble.ran.take()) else {
+                continue;
+            };
+            if **loss == Loss::Free && now_us < since_us + STEADY_US {
+                let why = format!("let go of after {} s", (now_us - since_us) / 1_000_000);
+                decisions.push(self.failed(guest, &host, &why, settings));
+                let attempts = self.failed_starts(guest);
+                let trouble = self.troubles.entry((*guest).clone()).or_default();
+                trouble.not_before_us = now_us + retry_us(attempts, settings);
+            } else {
+                self.troubles.remove(*guest);
+            }
+        }
+        decisions
+    }
+
+    /// Orders nobody answered are given to another host.
     fn overdue(&mut self, now_us: u64, at: &Situation<'_>) -> Vec<Decision> {
         // What was ordered of a host that is lost now nobody will answer.
         let lost = |host: &HostId| {
@@ -282,8 +329,8 @@ impl Failover {
         late.into_iter()
             .map(|(guest, host)| {
                 self.orders.remove(&guest);
-                let why = format!("no answer within {} ms", patience / 1000);
-                self.failed(&guest, &host, &why, at.settings)
+                let because = format!("{host} gave no answer within {} ms", patience / 1000);
+                self.not_begun(&guest, &host, because)
             })
             .collect()
     }
@@ -295,6 +342,7 @@ impl Failover {
         at: &Situation<'a>,
     ) -> BTreeMap<&'a GuestId, (u64, &'a Loss)> {
         let mut lost = BTreeMap::new();
+        self.forgive_changed(at.cluster);
         for (guest, spec) in &at.cluster.guests {
             match at.whereabouts.get(guest) {
                 Some(Whereabouts::Lost(epoch, loss)) if spec.desired == Desired::Running => {
@@ -310,12 +358,10 @@ impl Failover {
                     lost.insert(guest, (*epoch, loss));
                 }
                 Some(Whereabouts::Unknown) | None => {}
-                _ => self.over(guest),
+                _ => self.over(now_us, guest),
             }
         }
         self.orders
-            .retain(|guest, _| at.cluster.guests.contains_key(guest));
-        self.troubles
             .retain(|guest, _| at.cluster.guests.contains_key(guest));
         self.said
             .retain(|guest, _| at.cluster.guests.contains_key(guest));
@@ -324,7 +370,24 @@ impl Failover {
         lost
     }
 
-    fn over(&mut self, guest: &GuestId) {
+    /// Whoever changed a guest wants it tried anew.
+    fn forgive_changed(&mut self, cluster: &Cluster) {
+        self.troubles.retain(|guest, trouble| {
+            let revision = cluster.guests.get(guest).map(|spec| spec.revision);
+            let known = trouble.revision.or(revision);
+            trouble.revision = known;
+            known == revision
+        });
+    }
+
+    fn over(&mut self, now_us: u64, guest: &GuestId) {
+        let steady = |trouble: &Trouble| {
+            let since_us = trouble.ran.as_ref().map(|(_, since_us)| *since_us);
+            since_us.is_some_and(|since_us| now_us >= since_us + STEADY_US)
+        };
+        if self.troubles.get(guest).is_some_and(steady) {
+            self.troubles.remove(guest);
+        }
         self.orders.remove(guest);
         self.lost_since_us.remove(guest);
         self.said.remove(guest);
@@ -367,6 +430,7 @@ impl Failover {
                 Next::Start(choice.host, format!("{}; {}", why(loss), choice.because))
             }
             Err(nowhere) if trouble.tried.is_empty() => {
+                self.missed.insert(guest.clone());
                 if plan.full(at.settings).next().is_some() {
                     return Next::Waits(
                         "the hosts that could take it are busy starting guests".into(),

@@ -1,6 +1,7 @@
 //! What the leader does besides: know where every guest is, and restart what nobody runs.
 
 mod moving;
+mod promises;
 
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -22,7 +23,8 @@ use crate::model::{Cluster, Desired, GuestId, Host, HostId, HostMode};
 use crate::moves::Orders;
 use crate::observation::Observation;
 use crate::owners::{Owners, Whereabouts};
-use crate::settings::{AdmissionPolicy, Inventory, Settings, Waits};
+use crate::settings::{Inventory, Settings, Waits};
+use promises::Promises;
 
 /// A lease that could not be read is asked for again after so long.
 const ASK_AGAIN_US: u64 = 2_000_000;
@@ -46,6 +48,7 @@ pub struct Leading {
     cluster: Cluster,
     /// As it was when it was last asked.
     admission: Option<Admission>,
+    promises: Promises,
     observation: Observation,
     smoothing: Smoothing,
     drs: Drs,
@@ -71,6 +74,7 @@ impl Leading {
             owners: Owners::default(),
             cluster: Cluster::default(),
             admission: None,
+            promises: Promises::default(),
             observation: Observation::default(),
             smoothing: Smoothing::default(),
             drs: Drs::default(),
@@ -88,14 +92,6 @@ impl Leading {
     /// The cluster as it is.
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
-    }
-
-    /// Admission control of the cluster as it is, kept warm between requests.
-    pub fn admission(&mut self, policy: AdmissionPolicy) -> &mut Admission {
-        let kept = self.admission.take();
-        let kept = kept.and_then(|mut kept| kept.follow(&self.cluster, policy).then_some(kept));
-        self.admission
-            .insert(kept.unwrap_or_else(|| Admission::new(&self.cluster, policy)))
     }
 
     /// What a guest's host last said that the guest does.
@@ -146,7 +142,14 @@ impl Leading {
             rules: inventory.rules.clone(),
         };
         for (name, guest) in &mut self.cluster.guests {
-            guest.host = old.guests.get(name).and_then(|guest| guest.host.clone());
+            let Some(old) = old.guests.get(name) else {
+                continue;
+            };
+            guest.host.clone_from(&old.host);
+            // It may have been read by itself since.
+            if old.revision > guest.revision {
+                (guest.desired, guest.revision) = (old.desired, old.revision);
+            }
         }
         self.smoothing = inventory.settings.drs.smoothing;
         self.observation.apply(&mut self.cluster);
@@ -157,6 +160,16 @@ impl Leading {
         if self.cluster.guests.contains_key(guest) {
             self.changed = true;
             self.owners.lease_read(guest, seen);
+        }
+    }
+
+    /// What the operator wants of a guest was read, by itself and so perhaps ahead of the inventory.
+    pub fn wanted(&mut self, guest: &GuestId, desired: Desired, revision: u64) {
+        if let Some(known) = self.cluster.guests.get_mut(guest)
+            && revision > known.revision
+        {
+            (known.desired, known.revision) = (desired, revision);
+            self.changed = true;
         }
     }
 
@@ -200,9 +213,10 @@ impl Leading {
                     }),
                 })
             }
-            StartOutcome::LostRace { seen } => Some(seen.clone()),
-            StartOutcome::Failed { .. } => {
-                // The lease was taken and released: the next order needs its new epoch.
+            StartOutcome::LostRace { seen } if seen.holder.is_some() => Some(seen.clone()),
+            StartOutcome::LostRace { .. } | StartOutcome::Failed { .. } => {
+                // The lease was taken and released: the next order needs its new epoch, and to
+                // know whether the guest is wanted still.
                 actions.push(Action::ReadLeases {
                     guests: Vec::from([answer.guest.clone()]),
                 });

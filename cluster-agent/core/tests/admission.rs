@@ -351,3 +351,28 @@ proptest! {
         prop_assert!(!admits(&grown, &"y".into(), 1));
     }
 }
+
+#[test]
+fn a_share_is_kept_free_to_the_last_mebibyte() {
+    let host = Host {
+        capacity: Resources::new(10_000, 10_000),
+        ..Host::default()
+    };
+    let cluster = Cluster {
+        hosts: ["a", "b"].map(|name| (name.into(), host.clone())).into(),
+        ..Cluster::default()
+    };
+    let mut admission = Admission::new(&cluster, AdmissionPolicy::ReservePercent(25));
+    let guest = |memory_mib| Guest::sized(Resources::new(100, memory_mib));
+    assert!(admission.start(&"one".into(), &guest(8000)).is_ok());
+    let refusal = admission
+        .may_start(&"two".into(), &guest(7001))
+        .unwrap_err();
+    assert!(
+        refusal.proved && !refusal.remedies.is_empty(),
+        "{refusal:?}"
+    );
+    assert!(admission.start(&"two".into(), &guest(7000)).is_ok());
+    assert!(admission.may_start(&"three".into(), &guest(1)).is_err());
+    assert!(admission.safe().is_ok());
+}

@@ -8,7 +8,7 @@ use hyper::StatusCode;
 use shared_storage::{Datastore, StoreError};
 
 use super::answer::Refused;
-use crate::guest_file::GuestFile;
+use crate::guest_file::{GRACE_MAX_S, GuestFile};
 
 /// Check everything that can be checked without a host.
 pub fn check(store: &Datastore, name: &str, file: &GuestFile) -> Result<(), Refused> {
@@ -32,6 +32,17 @@ pub fn check(store: &Datastore, name: &str, file: &GuestFile) -> Result<(), Refu
         )));
     }
     check_dependencies(store, name, file)
+}
+
+/// A grace that somebody asks for.
+pub fn check_grace(grace_s: Option<u64>) -> Result<(), Refused> {
+    match grace_s.filter(|grace_s| *grace_s > GRACE_MAX_S) {
+        Some(too_long) => {
+            let why = format!("{too_long} s of grace are too long: at most {GRACE_MAX_S} s");
+            Err(Refused(StatusCode::BAD_REQUEST, why))
+        }
+        None => Ok(()),
+    }
 }
 
 fn check_dependencies(store: &Datastore, name: &str, file: &GuestFile) -> Result<(), Refused> {

@@ -79,6 +79,7 @@ fn copy(
     let cards = 0..source.macs.len();
     let file = GuestFile {
         desired: Desired::Stopped,
+        stop_within_s: None,
         macs: cards.map(|card| mac_of(to, card)).collect(),
         ..source.clone()
     };

@@ -14,10 +14,7 @@ use vmm_core::spec::DiskFormat;
 use super::answer::Refused;
 use super::check::check;
 use super::views::{CreateGuest, DiskFrom};
-use crate::guest_file::{GuestDisk, GuestFile, ImageFile};
-
-/// Longest wait for a guest that is stopped before its power is cut, unless told otherwise.
-const GRACE_S: u64 = 120;
+use crate::guest_file::{GRACE_S, GuestDisk, GuestFile, ImageFile};
 
 /// Make the guest; it is off.
 pub fn create(store: &Datastore, wish: &CreateGuest) -> Result<(), Refused> {
@@ -58,6 +55,7 @@ pub fn create(store: &Datastore, wish: &CreateGuest) -> Result<(), Refused> {
         automation: None,
         reserve_mcpu: wish.reserve_mcpu,
         grace_s: GRACE_S,
+        stop_within_s: None,
         image: wish.image.clone(),
         cpus: wish.cpus,
         memory_mib: wish.memory_mib,

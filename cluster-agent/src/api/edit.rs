@@ -11,11 +11,10 @@ use serde::{Deserialize, Serialize};
 use shared_storage::{Datastore, StoreError};
 
 use super::answer::{Answer, Refused, no_guest, said};
-use super::check::check;
+use super::check::{check, check_grace};
 use super::shared::Api;
 use super::views::EditGuest;
 use crate::admission::{self, Candidate};
-use crate::driver::Input;
 use crate::guest_file::GuestFile;
 use crate::http::wish::Wish;
 
@@ -91,7 +90,6 @@ pub(crate) async fn change(api: &Arc<Api>, guest: String, wish: EditGuest) -> An
     })
     .await?;
     api.nudge.nudge();
-    let _ = api.driver.send(Input::Forgive(guest)).await;
     if let Some(warning) = warning {
         words = format!("{words}\nwarning: {warning}");
     }
@@ -153,6 +151,7 @@ impl Change {
             );
             return Err(Refused(StatusCode::CONFLICT, why));
         }
+        check_grace(wish.grace_s)?;
         check(store, guest, &change.after)?;
         Ok(change)
     }
@@ -212,6 +211,7 @@ fn apply(file: &GuestFile, wish: &EditGuest) -> GuestFile {
     file.priority = wish.priority.unwrap_or(file.priority);
     file.protected = wish.protected.unwrap_or(file.protected);
     file.reserve_mcpu = wish.reserve_mcpu.unwrap_or(file.reserve_mcpu);
+    file.grace_s = wish.grace_s.unwrap_or(file.grace_s);
     if let Some(after) = &wish.after {
         file.after.clone_from(after);
     }
@@ -243,6 +243,7 @@ mod tests {
                 automation: None,
                 reserve_mcpu: 0,
                 grace_s: 1,
+                stop_within_s: None,
                 image: "tiny".to_owned(),
                 cpus: 1,
                 memory_mib: 64,

@@ -11,6 +11,7 @@ use hyper::StatusCode;
 use shared_storage::Datastore;
 
 use super::answer::{Answer, Refused, no_guest, said};
+use super::check::check_grace;
 use super::shared::Api;
 use super::views::{CreateGuest, GuestView, StopGuest};
 use super::{create, off};
@@ -118,7 +119,10 @@ async fn start_guest(api: &Arc<Api>, guest: &str, place: Where) -> Answer {
     let warning = match file.desired {
         // It has been admitted, and may be waiting for room.
         Desired::Running => match place.on {
-            None => None,
+            None => {
+                admission::try_again(api, guest).await?;
+                None
+            }
             Some(host) => {
                 let why = format!(
                     "{guest} runs or is about to; to move it: godwit migrate {guest} {host}"
@@ -134,8 +138,11 @@ async fn start_guest(api: &Arc<Api>, guest: &str, place: Where) -> Answer {
             admission::ask(api, guest, candidate).await?
         }
     };
-    api.change_guest(guest, |file| file.desired = Desired::Running)
-        .await?;
+    let wanted = |file: &mut GuestFile| {
+        file.desired = Desired::Running;
+        file.stop_within_s = None;
+    };
+    api.change_guest(guest, wanted).await?;
     let Json(mut started) = api.wait_for(guest, running).await?;
     if let Some(warning) = warning {
         started.said = format!("{}\nwarning: {warning}", started.said);
@@ -148,9 +155,10 @@ async fn stop(
     Path(guest): Path<String>,
     Wish(how): Wish<StopGuest>,
 ) -> Answer {
+    check_grace(how.grace_s)?;
     let change = move |file: &mut GuestFile| {
         file.desired = Desired::Stopped;
-        file.grace_s = how.grace_s;
+        file.stop_within_s = how.grace_s;
     };
     api.change_guest(&guest, change).await?;
     let stopped = |guest: &GuestView| {

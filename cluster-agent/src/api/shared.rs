@@ -130,7 +130,6 @@ impl Api {
         })
         .await?;
         self.nudge.nudge();
-        let _ = self.driver.send(Input::Forgive(guest.to_owned())).await;
         Ok(())
     }
 }

@@ -186,6 +186,8 @@ pub struct EditGuest {
     pub protected: Option<bool>,
     /// Guaranteed processor time, in thousandths of a core.
     pub reserve_mcpu: Option<u64>,
+    /// Seconds from its power button to the cut when it is stopped.
+    pub grace_s: Option<u64>,
     /// All guests that are started before it, and how far they have to be.
     pub after: Option<BTreeMap<GuestId, Readiness>>,
 }
@@ -202,8 +204,9 @@ pub struct CloneGuest {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StopGuest {
-    /// Press the power button and wait so long before the power goes off; 0: off at once.
-    pub grace_s: u64,
+    /// Press the power button and wait so long before the power goes off; 0: off at once. The
+    /// guest's own grace without.
+    pub grace_s: Option<u64>,
 }
 
 /// Something that happened, and why.

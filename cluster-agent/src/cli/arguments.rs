@@ -86,9 +86,10 @@ pub enum Verb {
     Stop {
         /// The guest; the beginning of its name is enough.
         guest: String,
-        /// Seconds from the button to the cut; 0 cuts at once.
-        #[arg(long, default_value_t = 120)]
-        grace: u64,
+        /// Seconds from the button to the cut, this once; 0 cuts at once [default: what `godwit
+        /// edit --grace` set, else 120].
+        #[arg(long)]
+        grace: Option<u64>,
     },
     /// Have a guest stand still where it is; its memory stays.
     Pause {

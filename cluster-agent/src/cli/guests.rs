@@ -89,6 +89,9 @@ pub struct EditArguments {
     /// Processor time guaranteed to it, in thousandths of a core.
     #[arg(long)]
     reserve_mcpu: Option<u64>,
+    /// Seconds from its power button to the cut whenever it is stopped; 0 cuts at once.
+    #[arg(long)]
+    grace: Option<u64>,
     /// Start it only after this guest: `db` runs, `db:heartbeat` has said something on its
     /// network, `db:30s` has run for so long. May be said several times.
     #[arg(long, value_name = "GUEST[:WHEN]", value_parser = parse_dependency)]
@@ -273,6 +276,7 @@ fn wish(arguments: EditArguments, is: &GuestSettings) -> Result<EditGuest, CliEr
         priority: arguments.priority.map(Priority::from),
         protected,
         reserve_mcpu: arguments.reserve_mcpu,
+        grace_s: arguments.grace,
         after: Some(after).filter(|after| *after != is.settings.after),
     })
 }
@@ -310,6 +314,7 @@ fn words(guest: &str, is: &GuestSettings) -> String {
             if file.protected { "yes" } else { "no" }.to_owned(),
         ),
         ("reserve-mcpu", file.reserve_mcpu.to_string()),
+        ("grace", format!("{} s", file.grace_s)),
         ("depends-on", or(after.join(", "), "nobody")),
         ("mac", or(macs.join(", "), "none")),
     ] {

@@ -108,15 +108,17 @@ impl Guests {
         guests
     }
 
-    /// Take the guest's lease over from `from_epoch` and run it.
-    pub fn start(&mut self, guest: &str, from_epoch: u64, because: String) {
+    /// Take the guest's lease over from `from_epoch` and run it. `false`: it is busy here, and
+    /// nothing will come of this.
+    #[must_use]
+    pub fn start(&mut self, guest: &str, from_epoch: u64, because: String) -> bool {
         self.begin(
             guest,
             Order::Start {
                 from_epoch,
                 because,
             },
-        );
+        )
     }
 
     /// Have a VMM wait for the guest to come by live migration; `reply` is told where.
@@ -149,24 +151,25 @@ impl Guests {
         }
     }
 
-    fn begin(&mut self, guest: &str, order: Order) {
+    fn begin(&mut self, guest: &str, order: Order) -> bool {
         let running = self.tasks.get(guest).filter(|task| !task.is_closed());
         if running.is_none() {
             let (orders, inbox) = mpsc::channel(ORDERS_MAX);
             tokio::spawn(task::run(self.host.clone(), guest.to_owned(), inbox));
             self.tasks.insert(guest.to_owned(), orders);
         }
-        self.order(guest, order);
+        self.order(guest, order)
     }
 
-    fn order(&self, guest: &str, order: Order) {
-        if let Some(task) = self.tasks.get(guest)
-            && task.try_send(order).is_err()
-        {
-            warn!(
-                guest,
-                "its task is busy; the order is dropped and will be given again"
-            );
+    /// Was it taken? Dropped, it is given again by whoever wants it carried out.
+    fn order(&self, guest: &str, order: Order) -> bool {
+        let Some(task) = self.tasks.get(guest) else {
+            return false;
+        };
+        let taken = task.try_send(order).is_ok();
+        if !taken {
+            warn!(guest, "its task is busy; an order is dropped");
         }
+        taken
     }
 }

@@ -118,6 +118,7 @@ pub async fn run(host: Arc<Host>, guest: GuestId, orders: mpsc::Receiver<Order>)
         }
     }
     task.clean_up().await;
+    task.turn_away().await;
     task.tell(None).await;
 }
 
@@ -280,6 +281,21 @@ impl Task {
             .driver
             .send(Input::Brain(boottime_us(), event))
             .await;
+    }
+
+    /// No order comes any more; a start that is left is answered.
+    async fn turn_away(&mut self) {
+        self.orders.close();
+        while let Some(order) = self.orders.recv().await {
+            if let Order::Start { .. } = order {
+                self.refuse_start("it was just being let go here").await;
+            }
+        }
+    }
+
+    async fn refuse_start(&self, why: &str) {
+        let why = why.to_owned();
+        self.done(StartOutcome::Refused { why }).await;
     }
 
     async fn guest_file(&self) -> Result<GuestFile, StoreError> {

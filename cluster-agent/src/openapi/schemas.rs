@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 use vmm_core::spec::{CPUS_MAX, MEMORY_MIB_MAX, MEMORY_MIB_MIN};
 
 use super::reference;
+use crate::guest_file::GRACE_MAX_S;
 use crate::settings::{COUNT_MAX, TOLERATED_MAX, WAIT_MS_MAX};
 
 fn object(properties: &Value) -> Value {
@@ -158,12 +159,13 @@ fn guests() -> Value {
             "memory_mib": or_null(&reference("MemoryMib")),
             "cpu": or_null(&reference("CpuModel")), "cmdline": or_null(&text), "priority": or_null(&reference("Priority")),
             "protected": or_null(&flag), "reserve_mcpu": or_null(&reference("Count")),
+            "grace_s": or_null(&reference("Grace")),
             "after": or_null(&reference("After"))
         })),
         "GuestSettings": object(&json!({ "revision": number, "settings": { "type": "object" } })),
         "CloneGuest": request(&["name"], &json!({ "name": reference("Name") })),
-        "StopGuest": request(&["grace_s"], &json!({ "grace_s": {
-            "type": "integer", "minimum": 0, "maximum": 86_400 } })),
+        "StopGuest": request(&[], &json!({ "grace_s": or_null(&reference("Grace")) })),
+        "Grace": { "type": "integer", "minimum": 0, "maximum": GRACE_MAX_S },
         "MigrateGuest": request(&[], &json!({ "to": or_null(&reference("Name")) })),
         "Ordered": object(&json!({ "from": text, "to": text, "number": number })),
         "Rehearsed": object(&json!({ "from": text, "to": text, "forecast": { "type": "object" } })),

@@ -13,17 +13,21 @@ use crate::settings::Enforcement;
 
 impl Brain {
     /// On the leader: may this guest be started, or have this reservation, under the admission
-    /// policy? An admitted guest goes where the verdict says once it is wanted. `None`: this
-    /// host does not lead; ask the one that does.
+    /// policy? `None`: this host does not lead; ask the one that does.
     pub fn admit(&mut self, name: &GuestId, guest: &Guest) -> Option<Result<Admitted, Refusal>> {
         let policy = self.settings().admission;
+        let now_us = self.now_us;
         let leading = self.leading.as_mut()?;
-        let verdict = leading.admission(policy).may_start(name, guest);
-        if let Ok(admitted) = &verdict {
-            let host = admitted.host.clone();
-            leading.failover.hint(name, host, "admission control");
+        Some(leading.admission(now_us, policy).may_start(name, guest))
+    }
+
+    /// On the leader: this guest was told that it may start. It goes where `who` says once it is
+    /// wanted, and takes that room from now on.
+    pub fn expect(&mut self, name: &GuestId, guest: &Guest, host: HostId, who: &'static str) {
+        if let Some(leading) = &mut self.leading {
+            leading.promise(self.now_us, name, guest, &host);
+            leading.failover.hint(name, host, who);
         }
-        Some(verdict)
     }
 
     /// On the leader: does somebody have to choose the host of this guest, because the cluster
@@ -34,13 +38,18 @@ impl Brain {
     }
 
     /// On the leader: the operator wants this guest, which is about to be wanted, to start on
-    /// this host. Or why it may not.
-    pub fn place_on(&mut self, name: &GuestId, guest: &Guest, host: &HostId) -> Result<(), String> {
+    /// this host. With a warning, if the policy only warns; or why it may not.
+    pub fn place_on(
+        &mut self,
+        name: &GuestId,
+        wanted: &Guest,
+        host: &HostId,
+    ) -> Result<Option<String>, String> {
         let settings = self.settings();
         let only_begun = "this host has only begun to lead; ask again";
-        let leading = self.leading.as_mut().ok_or(only_begun)?;
-        let mut cluster = leading.cluster().clone();
-        let mut guest = guest.clone();
+        let leading = self.leading.as_ref().ok_or(only_begun)?;
+        let mut cluster = leading.expected(self.now_us);
+        let mut guest = wanted.clone();
         guest.host = None;
         cluster.guests.insert(name.clone(), guest.clone());
         let mut there = cluster.clone();
@@ -56,23 +65,19 @@ impl Brain {
         guest.host = Some(host.clone());
         cluster.guests.insert(name.clone(), guest);
         let safe = Admission::new(&cluster, settings.admission).safe();
-        if let (Err(refusal), Enforcement::Refuse) = (safe, settings.enforcement) {
-            let why = refusal.because;
+        let warning = safe.err().map(|refusal| refusal.because);
+        if let (Some(why), Enforcement::Refuse) = (&warning, settings.enforcement) {
             return Err(format!("{name} may not start on {host}: {why}"));
         }
-        leading.failover.hint(name, host.clone(), "the operator");
-        Ok(())
-    }
-
-    /// On the leader: may this host be emptied for maintenance under the admission policy?
-    pub fn may_rest(&mut self, host: &str) -> Option<Result<(), Refusal>> {
-        let policy = self.settings().admission;
-        Some(self.leading.as_mut()?.admission(policy).may_rest(host))
+        self.expect(name, wanted, host.clone(), "the operator");
+        Ok(warning.map(|why| format!("{name} on {host}: {why}")))
     }
 
     /// On the leader: how many more guests of this size would be admitted?
     pub fn reserve(&mut self, size: Resources) -> Option<Reserve> {
         let policy = self.settings().admission;
-        Some(self.leading.as_mut()?.admission(policy).reserve(size))
+        let now_us = self.now_us;
+        let leading = self.leading.as_mut()?;
+        Some(leading.admission(now_us, policy).reserve(size))
     }
 }

@@ -1,5 +1,8 @@
 //! What becomes of starts that fail.
 
+mod order;
+mod queue;
+
 use alloc::string::ToString;
 
 use super::*;
@@ -91,14 +94,91 @@ fn a_start_that_fails_is_tried_elsewhere_and_given_up_in_the_end_and_all_is_said
             .waiting()
             .any(|(guest, why)| *guest == web && *why == last)
     );
-    failover.forgive(Some(&web));
+    failover.forgive(&web);
     let again = failover.step(3600 * SECOND, &stage.now());
     assert!(matches!(again[..], [Decision::Order { .. }]), "{again:?}");
 }
 
+/// Lets every order fail, until nothing is tried any more; how many there were.
+fn fail_all(failover: &mut Failover, from_s: u64, stage: &Stage) -> u32 {
+    let why = StartOutcome::Failed {
+        why: "no image".to_string(),
+    };
+    let mut orders = 0;
+    for now_us in (from_s * SECOND..(from_s + 3600) * SECOND).step_by(SECOND as usize) {
+        for decision in failover.step(now_us, &stage.now()) {
+            if let Decision::Order { host, guest, .. } = decision {
+                orders += 1;
+                failover.answered(now_us, &host, &guest, &why, &stage.settings);
+            }
+        }
+    }
+    orders
+}
+
 #[test]
-fn an_order_that_nobody_answers_has_failed() {
-    let stage = Stage::set(5);
+fn whoever_changes_a_guest_wants_it_tried_anew() {
+    let mut stage = Stage::set(3);
+    let mut failover = Failover::default();
+    assert_eq!(fail_all(&mut failover, 0, &stage), 3);
+    assert_eq!(fail_all(&mut failover, 4000, &stage), 0, "given up");
+    stage.cluster.guests.get_mut("web").unwrap().revision += 1;
+    assert_eq!(fail_all(&mut failover, 8000, &stage), 3, "anew");
+}
+
+#[test]
+fn a_guest_that_dies_wherever_it_is_started_is_given_up_in_the_end() {
+    let mut stage = Stage::set(4);
+    let mut failover = Failover::default();
+    let mut starts = 0;
+    for epoch in 1..100 {
+        let lost = Whereabouts::Lost(epoch, Loss::Free);
+        stage.whereabouts.insert("web".to_string(), lost);
+        let now_us = epoch * 400 * SECOND;
+        for decision in failover.step(now_us, &stage.now()) {
+            if let Decision::Order { guest, host, .. } = decision {
+                starts += 1;
+                let runs = StartOutcome::Running { epoch };
+                failover.answered(now_us, &host, &guest, &runs, &stage.settings);
+                let held = Whereabouts::Held(host);
+                stage.whereabouts.insert(guest, held);
+                failover.step(now_us + 30 * SECOND, &stage.now());
+            }
+        }
+        // Its host restarts it for a while and lets it go.
+        let lost = Whereabouts::Lost(epoch + 1, Loss::Free);
+        stage.whereabouts.insert("web".to_string(), lost);
+        failover.step(now_us + 60 * SECOND, &stage.now());
+    }
+    assert_eq!(starts, 4);
+    let waits: Vec<_> = failover.waiting().map(|(_, why)| why.as_str()).collect();
+    assert!(
+        waits[0].starts_with("given up after 4 attempts"),
+        "{waits:?}"
+    );
+}
+
+#[test]
+fn a_host_that_dies_under_a_guest_says_nothing_against_the_guest() {
+    let mut stage = Stage::set(2);
+    let mut failover = Failover::default();
+    for epoch in 1..20 {
+        let loss = Loss::Lapsed("z".to_string(), "z is dead".to_string());
+        let lost = Whereabouts::Lost(epoch, loss);
+        stage.whereabouts.insert("web".to_string(), lost);
+        let now_us = epoch * 60 * SECOND;
+        let orders = failover.step(now_us, &stage.now());
+        let [Decision::Order { guest, host, .. }] = &orders[..] else {
+            panic!("{orders:?}");
+        };
+        let runs = StartOutcome::Running { epoch };
+        failover.answered(now_us, host, guest, &runs, &stage.settings);
+    }
+}
+
+#[test]
+fn an_order_that_nobody_answers_goes_to_another_host_and_counts_for_nothing() {
+    let stage = Stage::set(2);
     let mut failover = Failover::default();
     let ordered = failover.step(0, &stage.now());
     let [Decision::Order { host, .. }] = &ordered[..] else {
@@ -115,4 +195,11 @@ fn an_order_that_nobody_answers_has_failed() {
     };
     assert!(because.contains("no answer within 5000 ms"), "{because}");
     assert_ne!(host, next);
+    let orders = (6..600).flat_map(|now_s| failover.step(now_s * SECOND, &stage.now()));
+    let orders = orders.filter(|decision| matches!(decision, Decision::Order { .. }));
+    assert!(
+        orders.count() > 50,
+        "it is tried for as long as it is wanted"
+    );
+    assert_eq!(failover.failed_starts(&"web".to_string()), 0);
 }

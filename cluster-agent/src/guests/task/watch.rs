@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use cluster_core::event::{Level, StopHow};
 use cluster_core::messages::GuestState;
+use cluster_core::model::Desired;
 use cluster_core::observation::Counted;
 use hyper::Method;
 use shared_storage::clock::boottime_us;
@@ -69,6 +70,7 @@ impl Task {
                 pause.as_secs()
             );
             self.record(Level::Warning, text).await;
+            self.tell(Some(GuestState::Starting)).await;
             tokio::time::sleep(pause).await;
             let again = match process::spawn(&self.host, &self.guest, &self.run_dir) {
                 Ok(again) => self.await_answer(again).await,
@@ -95,6 +97,7 @@ impl Task {
                     Some(Order::Stop(how)) if cut_at.is_none() => {
                         cut_at = Some(self.begin_stop(vmm, how).await);
                     }
+                    Some(Order::Start { .. }) => self.refuse_start("it runs here").await,
                     Some(_) => {}
                     None => return cut_at.is_some(),
                 },
@@ -115,7 +118,11 @@ impl Task {
             return Instant::now() + STORAGE_LIMIT;
         }
         let grace_s = match self.guest_file().await {
-            Ok(file) => file.grace_s,
+            Ok(file) => {
+                let once = file.stop_within_s;
+                once.filter(|_| file.desired == Desired::Stopped)
+                    .unwrap_or(file.grace_s)
+            }
             Err(_) => return Instant::now(),
         };
         let pressed: Result<(), _> = vmm

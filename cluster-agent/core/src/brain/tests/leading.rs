@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::messages::{Beat, StartOutcome};
+use crate::model::Desired;
 
 #[test]
 fn a_lone_host_leads_and_starts_what_shall_run() {
@@ -116,4 +117,31 @@ fn a_dead_hosts_guest_is_restarted_after_w_and_not_before() {
     }
     assert_eq!(started_ms, Some(5550));
     assert_eq!(brain.peer("b").unwrap().0, HostState::Dead);
+}
+
+#[test]
+fn a_guest_that_was_switched_off_from_inside_is_not_started_again() {
+    let mut brain = Brain::new("a".into(), Incarnation([7; 16]));
+    leader(&mut brain, 1000, &["a"], &["web"]);
+    let guest = String::from("web");
+    // Its host wrote down that it is off, and the inventory has not been read since.
+    let wanted = Event::Wanted {
+        guest: guest.clone(),
+        desired: Desired::Stopped,
+        revision: 5,
+    };
+    brain.step(2000, wanted);
+    let seen = LeaseSeen {
+        epoch: 3,
+        holder: None,
+    };
+    brain.step(2000, Event::GuestLease { guest, seen });
+    let started = |actions: Vec<Action>| {
+        actions
+            .iter()
+            .any(|action| matches!(action, Action::Start { .. }))
+    };
+    assert!(!started(brain.step(2000, Event::Tick)));
+    brain.step(2500, inventory(&["a"], &["web"]));
+    assert!(!started(brain.step(3000, Event::Tick)), "older news");
 }

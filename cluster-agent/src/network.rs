@@ -247,13 +247,13 @@ mod tests {
     #[test]
     fn a_tap_comes_and_goes_on_its_bridge() {
         if !in_private_network() {
-            eprintln!("SKIPPED: taps and bridges need root and /dev/net/tun");
+            ground::skip("taps and bridges need root and /dev/net/tun");
             return;
         }
         let bridge = match Bridge::open_or_create("gwtest0") {
             Ok(bridge) => bridge,
             Err(error) => {
-                eprintln!("SKIPPED: no bridge on this kernel: {error}");
+                ground::skip(format_args!("no bridge on this kernel: {error}"));
                 return;
             }
         };

@@ -299,7 +299,7 @@ mod tests {
         let fence = DiskFence::probe(dir.path()).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         let Some(fence) = fence else {
-            println!("SKIPPED: this file system cannot clone files");
+            ground::skip("this file system cannot clone files");
             return;
         };
         fs::write(dir.path().join("root.raw"), "data").unwrap();

@@ -34,7 +34,7 @@ impl Place {
         match made {
             Ok(ground) => Some(Self { ground }),
             Err(why) => {
-                println!("SKIPPED: {why}");
+                ground::skip(why);
                 None
             }
         }

@@ -89,7 +89,7 @@ mod tests {
         let ordinary = libc::c_long::from(libc::SCHED_OTHER);
         let urgent = Urgent::new();
         if !urgent.was_raised {
-            eprintln!("SKIPPED: needs CAP_SYS_NICE");
+            ground::skip("needs CAP_SYS_NICE");
             return;
         }
         assert_eq!(policy(), libc::c_long::from(libc::SCHED_FIFO));

@@ -72,7 +72,7 @@ fn is_told(guest: &Guest) -> bool {
             .is_some_and(|told| told.accessed.is_some())
     });
     if !told {
-        println!("SKIPPED: userfaultfd may not be used here, so accesses are not sampled");
+        ground::skip("userfaultfd may not be used here, so accesses are not sampled");
     }
     told
 }
@@ -179,7 +179,7 @@ impl Drop for Pool {
 fn in_huge_pages_only_what_is_written_is_told() {
     let _pool = match Pool::enlarge(MEMORY_MIB) {
         Ok(pool) => pool,
-        Err(why) => return println!("SKIPPED: a guest in huge pages: {why}"),
+        Err(why) => return ground::skip(format_args!("a guest in huge pages: {why}")),
     };
     let dir = tempfile::tempdir().unwrap();
     let guest = boot(dir.path(), |kernel| Spec {

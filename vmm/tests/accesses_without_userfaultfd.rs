@@ -54,7 +54,9 @@ fn forbid_userfaultfd() -> io::Result<()> {
 #[test]
 fn without_userfaultfd_what_is_written_is_told_and_guests_move() {
     if let Err(error) = forbid_userfaultfd() {
-        return println!("SKIPPED: a process without userfaultfd: no seccomp here: {error}");
+        return ground::skip(format_args!(
+            "a process without userfaultfd: no seccomp here: {error}"
+        ));
     }
     let findings = examine();
     let about = |text: &str| text.contains("not what they read");

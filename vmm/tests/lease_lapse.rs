@@ -31,7 +31,7 @@ impl World {
     /// Nothing, said loudly, where there is no KVM.
     fn on(root: &Path) -> Option<Self> {
         if let Err(error) = vmm::kvm::open() {
-            println!("SKIPPED: {error}");
+            ground::skip(error);
             return None;
         }
         let dir = tempfile::tempdir().unwrap();
@@ -150,7 +150,7 @@ impl Drop for Vmm {
 fn processors_stand_still_while_the_storage_is_silent() {
     let ground = match Ground::in_file(Kind::Ext4) {
         Ok(ground) => ground,
-        Err(why) => return println!("SKIPPED: {why}"),
+        Err(why) => return ground::skip(why),
     };
     let Some(world) = World::on(&ground.root()) else {
         return;

@@ -30,7 +30,7 @@ struct Bench {
 /// `None`, said loudly, where there is no KVM.
 fn bench(cpus: u32, memory_mib: u64, config: &Config) -> Option<Bench> {
     let Ok(kvm) = vmm::kvm::open() else {
-        println!("SKIPPED: no usable /dev/kvm here");
+        ground::skip("no usable /dev/kvm here");
         return None;
     };
     let dir = tempfile::tempdir().unwrap();
@@ -165,7 +165,7 @@ fn memory_lies_on_both_sides_of_the_hole() {
         ..busy(2)
     };
     if let Err(why) = vmm::memory::map(HOLE_MIB + MARGIN_MIB, false) {
-        println!("SKIPPED: {why}");
+        ground::skip(why);
         return;
     }
     let Some(bench) = bench(2, HOLE_MIB + MARGIN_MIB, &config) else {

@@ -92,7 +92,7 @@ fn a_guest_whose_disk_does_not_answer_can_be_asked_about_and_ended() {
     }
     let ground = match Ground::in_file(Kind::Ext4) {
         Ok(ground) => ground,
-        Err(why) => return println!("SKIPPED: {why}"),
+        Err(why) => return ground::skip(why),
     };
     let disk = ground.root().join("disk");
     fs::write(&disk, vec![1; DISK_BYTES]).unwrap();

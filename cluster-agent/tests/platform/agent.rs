@@ -40,7 +40,7 @@ impl Agent {
 
     fn prepare(environment: &[(&str, &str)], small: bool) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
-            eprintln!("SKIPPED: only root can make the bridge that an agent needs");
+            ground::skip("only root can make the bridge that an agent needs");
             return None;
         }
         let dir = tempfile::tempdir().unwrap();
@@ -51,7 +51,7 @@ impl Agent {
             .args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"])
             .arg(&store);
         if small && !mount.status().is_ok_and(|status| status.success()) {
-            eprintln!("SKIPPED: this process may not mount a file system");
+            ground::skip("this process may not mount a file system");
             return None;
         }
         let port = free_port();

@@ -75,7 +75,9 @@ impl Guest {
         let qemu = match spawned {
             Ok(qemu) => qemu,
             Err(error) => {
-                println!("SKIPPED: qemu-system-x86_64 cannot be started ({error})");
+                ground::skip(format_args!(
+                    "qemu-system-x86_64 cannot be started ({error})"
+                ));
                 return None;
             }
         };

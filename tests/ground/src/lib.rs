@@ -1,7 +1,10 @@
-//! File systems of their own, for tests and benchmarks: small enough to fill, able to stand still
-//! like a storage that does not answer, able to clone files.
+//! What tests and benchmarks stand on: file systems of their own, small enough to fill, able to
+//! stand still like a storage that does not answer, able to clone files; and [`skip`] for a test
+//! that this machine gives no ground to.
 //!
 //! Only root may mount them. Whoever cannot is told why, and skips what needs them.
+
+mod skip;
 
 use std::fmt::Display;
 use std::fs;
@@ -9,6 +12,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+pub use skip::{RECORD, skip, skip_one};
 use tempfile::TempDir;
 
 /// What a file system that lies in a file is made by.
@@ -149,7 +153,7 @@ mod tests {
     fn it_is_a_file_system_of_its_own_that_fills_up_and_goes() {
         let ground = match Ground::in_memory(1 << 20) {
             Ok(ground) => ground,
-            Err(why) => return println!("SKIPPED: {why}"),
+            Err(why) => return skip(why),
         };
         let root = ground.root();
         let ballast = ground.fill();

@@ -59,7 +59,9 @@ pub fn run(settings: &Settings, scenarios: &[Scenario]) -> ExitCode {
     let lab = match Lab::start(settings) {
         Ok(lab) => lab,
         Err(LabError::Unavailable(why)) => {
-            println!("SKIPPED: {} lab scenarios: {why}", chosen.len());
+            for scenario in &chosen {
+                ground::skip_one(scenario.name, &why);
+            }
             return finish(0, 0, chosen.len());
         }
         Err(error) => {

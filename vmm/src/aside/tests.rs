@@ -17,7 +17,7 @@ fn alone() -> Option<(MutexGuard<'static, ()>, &'static Lot)> {
     match lot() {
         Ok(lot) => Some((ALONE.lock().unwrap_or_else(PoisonError::into_inner), lot)),
         Err(why) => {
-            println!("SKIPPED: {why}");
+            ground::skip(why);
             None
         }
     }

@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn everything_is_dirty_until_it_is_cleared() {
         let Ok(kvm) = crate::kvm::open() else {
-            println!("SKIPPED: no /dev/kvm here");
+            ground::skip("no /dev/kvm here");
             return;
         };
         let memory = Arc::new(map(16, false).unwrap());

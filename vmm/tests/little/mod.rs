@@ -40,7 +40,7 @@ pub fn vmm(dir: &Path, arguments: &[&str]) -> Output {
 pub fn cannot_run_guests() -> bool {
     let cannot = vmm::kvm::open().is_err();
     if cannot {
-        println!("SKIPPED: no usable /dev/kvm here");
+        ground::skip("no usable /dev/kvm here");
     }
     cannot
 }

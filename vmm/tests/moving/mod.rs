@@ -57,7 +57,7 @@ pub fn boot(dir: &Path, spec: impl FnOnce(String) -> Spec) -> Option<Arc<Guest>>
     let kvm = match vmm::kvm::open() {
         Ok(kvm) => kvm,
         Err(error) => {
-            println!("SKIPPED: {error}");
+            ground::skip(error);
             return None;
         }
     };

@@ -143,6 +143,6 @@ fn a_full_file_system_is_an_error() {
     .join()
     .unwrap();
     if done.is_none() {
-        println!("SKIPPED: no right to mount a small tmpfs");
+        ground::skip("no right to mount a small tmpfs");
     }
 }

@@ -41,7 +41,7 @@ fn open(path: &Path, format: Format) -> Result<Disk, ImageError> {
 /// Run qemu-img; `None` (said loudly) where it is not installed.
 fn qemu_img(arguments: &[&str]) -> Option<String> {
     let Ok(output) = Command::new("qemu-img").args(arguments).output() else {
-        println!("SKIPPED: qemu-img is not installed");
+        ground::skip("qemu-img is not installed");
         return None;
     };
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

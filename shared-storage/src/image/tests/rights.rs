@@ -187,7 +187,7 @@ fn nothing_outside_the_datastore_is_opened() {
             ])
             .status();
         if !made.is_ok_and(|status| status.success()) {
-            println!("SKIPPED: qemu-img is not installed");
+            ground::skip("qemu-img is not installed");
             return;
         }
         escapes(Disk::open(options(&path, Format::Qcow2)));

@@ -251,34 +251,131 @@ mod tests {
         bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
     }
 
-    #[test]
-    fn every_table_is_found_from_the_root_and_sums_to_zero() {
+    fn number(table: &[u8], at: usize, bytes: usize) -> u64 {
+        let digits = table[at..at + bytes].iter().rev();
+        digits.fold(0, |number, byte| number << 8 | u64::from(*byte))
+    }
+
+    /// The tables of a machine, found from the root as a kernel finds them.
+    struct Tables {
+        fadt: Vec<u8>,
+        madt: Vec<u8>,
+        mcfg: Vec<u8>,
+        dsdt: Vec<u8>,
+    }
+
+    fn tables(cpus: u32) -> Tables {
         let memory = map(16, false).unwrap();
+        let rsdp = write(&memory, cpus).unwrap();
+        let read = |at: u64, bytes: usize| {
+            let mut table = vec![0; bytes];
+            memory.read_slice(&mut table, GuestAddress(at)).unwrap();
+            table
+        };
+        let root = read(rsdp, 36);
+        assert_eq!((&root[..8], sum(&root)), (&b"RSD PTR "[..], 0));
+        let table = |at: u64, name: &[u8; 4]| {
+            let bytes = number(&read(at + 4, 4), 0, 4) as usize;
+            let table = read(at, bytes);
+            assert_eq!((&table[..4], sum(&table)), (&name[..], 0));
+            table
+        };
+        let xsdt = table(number(&root, 24, 8), b"XSDT");
+        assert_eq!(xsdt.len(), 36 + 3 * 8);
+        let listed = |n: usize| number(&xsdt, 36 + 8 * n, 8);
+        let fadt = table(listed(0), b"FACP");
+        Tables {
+            dsdt: table(number(&fadt, 140, 8), b"DSDT"),
+            madt: table(listed(1), b"APIC"),
+            mcfg: table(listed(2), b"MCFG"),
+            fadt,
+        }
+    }
+
+    // ACPI 6.5 §5.2.12: entries of a type and a length follow the local APICs' address and flags.
+    #[test]
+    fn the_madt_lists_each_processor_once_and_the_ioapic() {
         for cpus in [1, 2, 64] {
-            let rsdp = write(&memory, cpus).unwrap();
-            let read = |at: u64, bytes: usize| {
-                let mut table = vec![0; bytes];
-                memory.read_slice(&mut table, GuestAddress(at)).unwrap();
-                table
+            let madt = tables(cpus).madt;
+            assert_eq!(number(&madt, 36, 4), u64::from(LOCAL_APIC));
+            let (mut at, mut ids, mut ioapics) = (44, Vec::new(), Vec::new());
+            while at < madt.len() {
+                let entry = &madt[at..at + usize::from(madt[at + 1])];
+                match entry[0] {
+                    0 => {
+                        assert_eq!(number(entry, 4, 4), 1, "it is enabled");
+                        ids.push((entry[2], entry[3]));
+                    }
+                    1 => ioapics.push((number(entry, 4, 4), number(entry, 8, 4))),
+                    other => panic!("an entry of type {other}"),
+                }
+                at += entry.len();
+            }
+            let wanted: Vec<_> = (0..cpus as u8).map(|cpu| (cpu, cpu)).collect();
+            assert_eq!(ids, wanted);
+            assert_eq!(ioapics, [(u64::from(IOAPIC), 0)]);
+        }
+    }
+
+    // ACPI 6.5 §5.2.9: flags at 112, the reset register at 116, sleep registers at 244 and 256.
+    #[test]
+    fn the_fadt_is_that_of_a_reduced_machine_which_can_be_reset_and_sent_to_sleep() {
+        let fadt = tables(1).fadt;
+        let flags = number(&fadt, 112, 4);
+        for (bit, what) in [
+            (4, "no fixed power button"),
+            (5, "no fixed sleep button"),
+            (10, "there is a reset register"),
+            (20, "reduced hardware"),
+        ] {
+            assert_eq!(flags >> bit & 1, 1, "{what}");
+        }
+        let (control, status) = sleep_ports();
+        for (at, port) in [(116, reset_port()), (244, control), (256, status)] {
+            // A byte of I/O space.
+            assert_eq!(fadt[at..at + 4], [1, 8, 0, 1], "register at {at}");
+            assert_eq!(
+                number(&fadt, at + 4, 8),
+                u64::from(port),
+                "register at {at}"
+            );
+        }
+        assert_eq!(fadt[128], RESET_VALUE);
+    }
+
+    // PCI Firmware 3.3 §4.1.2, table 4-2.
+    #[test]
+    fn the_mcfg_tells_where_the_one_bus_is_configured() {
+        let mcfg = tables(1).mcfg;
+        assert_eq!(mcfg.len(), 44 + 16);
+        assert_eq!(number(&mcfg, 44, 8), ECAM);
+        assert_eq!(number(&mcfg, 52, 2), 0, "the segment");
+        assert_eq!(mcfg[54..56], [0, 0], "first and last bus");
+    }
+
+    #[test]
+    fn the_dsdt_names_every_device() {
+        for cpus in [1, 64] {
+            let dsdt = tables(cpus).dsdt;
+            let count = |name: &[u8]| {
+                dsdt.windows(name.len())
+                    .filter(|part| *part == name)
+                    .count()
             };
-            let word =
-                |table: &[u8], at: usize| u32::from_le_bytes(table[at..at + 4].try_into().unwrap());
-            let long =
-                |table: &[u8], at: usize| u64::from_le_bytes(table[at..at + 8].try_into().unwrap());
-            let root = read(rsdp, 36);
-            assert_eq!((&root[..8], sum(&root)), (&b"RSD PTR "[..], 0));
-            let table = |at: u64| {
-                let bytes = word(&read(at + 4, 4), 0) as usize;
-                let table = read(at, bytes);
-                assert_eq!(sum(&table), 0);
-                table
-            };
-            let xsdt = table(long(&root, 24));
-            let listed: Vec<_> = xsdt[36..].chunks(8).map(|at| table(long(at, 0))).collect();
-            let names: Vec<_> = listed.iter().map(|table| table[..4].to_vec()).collect();
-            assert_eq!(names, [b"FACP", b"APIC", b"MCFG"]);
-            let dsdt = table(long(&listed[0], 140));
-            assert_eq!(&dsdt[..4], b"DSDT");
+            for name in [
+                &b"PCI0"[..],
+                b"ECAM",
+                b"COM1",
+                b"GED_",
+                b"PEVT",
+                b"_S5_",
+                b"_EVT",
+            ] {
+                assert_eq!(count(name), 1, "{}", String::from_utf8_lossy(name));
+            }
+            // Its device, and the notification.
+            assert_eq!(count(b"PWRB"), 2);
+            assert_eq!(count(b"ACPI0007"), cpus as usize);
         }
     }
 }

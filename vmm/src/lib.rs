@@ -26,6 +26,7 @@ pub mod notice;
 pub mod pci;
 mod sampling;
 mod slim;
+mod socket;
 mod threads;
 mod urgent;
 pub mod vcpu;

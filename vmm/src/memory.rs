@@ -10,6 +10,7 @@ use std::io;
 use vm_memory::bitmap::{AtomicBitmap, BitmapSlice};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vm_memory::{GuestRegionMmap, MmapRegion, VolatileSlice};
+use vmm_core::spec::HUGE_PAGE_MIB;
 
 use crate::layout::{RAM_GAP_END, RAM_GAP_START};
 
@@ -18,15 +19,15 @@ use crate::layout::{RAM_GAP_END, RAM_GAP_START};
 pub type GuestMemory = GuestMemoryMmap<AtomicBitmap>;
 
 /// Bytes of a huge page.
-pub const HUGE_PAGE_BYTES: usize = 2 << 20;
+pub const HUGE_PAGE_BYTES: usize = (HUGE_PAGE_MIB as usize) << 20;
 
 /// Why there is no memory for the guest.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// More than the host has.
     #[error(
-        "cannot give the guest {wanted_mib} MiB of memory: this host has {host_mib} MiB; \
-         ask for less"
+        "cannot give the guest {wanted_mib} MiB of memory: this host has {host_mib} MiB in all; \
+         ask for less, or run it on a larger host"
     )]
     HostTooSmall {
         /// What the spec wants.
@@ -73,13 +74,7 @@ pub fn regions(memory_mib: u64) -> Vec<(u64, usize)> {
 
 /// Map memory for a guest. No page of it exists until it is touched.
 pub fn map(memory_mib: u64, hugepages: bool) -> Result<GuestMemory, MemoryError> {
-    let host_mib = host_memory_mib();
-    if memory_mib > host_mib {
-        return Err(MemoryError::HostTooSmall {
-            wanted_mib: memory_mib,
-            host_mib,
-        });
-    }
+    hold_against_host(memory_mib, hugepages, &HostMemory::look())?;
     let mut mapped = Vec::new();
     for (address, bytes) in regions(memory_mib) {
         let region = map_region(bytes, hugepages).map_err(|source| {
@@ -107,7 +102,7 @@ fn map_region(
     let flags = libc::MAP_PRIVATE
         | libc::MAP_ANONYMOUS
         | if hugepages {
-            libc::MAP_HUGETLB
+            libc::MAP_HUGETLB | libc::MAP_HUGE_2MB
         } else {
             libc::MAP_NORESERVE
         };
@@ -164,17 +159,53 @@ pub fn clear(memory: &GuestMemory) -> io::Result<()> {
     Ok(())
 }
 
-fn host_memory_mib() -> u64 {
-    let total = fs::read_to_string("/proc/meminfo")
-        .ok()
-        .and_then(|meminfo| {
-            let line = meminfo
-                .lines()
-                .find_map(|line| line.strip_prefix("MemTotal:"))?;
-            line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
+/// What the host has, in MiB.
+struct HostMemory {
+    total_mib: u64,
+    available_mib: u64,
+}
+
+impl HostMemory {
+    fn look() -> Self {
+        Self::read(&fs::read_to_string("/proc/meminfo").unwrap_or_default())
+    }
+
+    /// Without /proc the mapping itself is the judge.
+    fn read(meminfo: &str) -> Self {
+        let mib = |name| {
+            let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
+            let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+            Some(kib / 1024)
+        };
+        Self {
+            total_mib: mib("MemTotal:").unwrap_or(u64::MAX),
+            available_mib: mib("MemAvailable:").unwrap_or(u64::MAX),
+        }
+    }
+}
+
+/// More than there is in all is refused; more than is free now is not: a guest may well never touch
+/// it. From huge pages the kernel gives all of it or nothing.
+fn hold_against_host(
+    wanted_mib: u64,
+    hugepages: bool,
+    host: &HostMemory,
+) -> Result<(), MemoryError> {
+    if wanted_mib > host.total_mib {
+        let host_mib = host.total_mib;
+        return Err(MemoryError::HostTooSmall {
+            wanted_mib,
+            host_mib,
         });
-    // Without /proc the mapping itself is the judge.
-    total.map_or(u64::MAX, |kib| kib / 1024)
+    }
+    if wanted_mib > host.available_mib && !hugepages {
+        tracing::warn!(
+            "the guest may take {wanted_mib} MiB of memory and this host has {} MiB to give now; \
+             should the guest use it all, the kernel swaps or kills: free some, or ask for less",
+            host.available_mib
+        );
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -194,6 +225,19 @@ mod tests {
     fn memory_larger_than_the_host_is_refused() {
         let error = map(1 << 40, false).unwrap_err();
         assert!(error.to_string().contains("ask for less"), "{error}");
+    }
+
+    #[test]
+    fn memory_is_held_against_all_that_the_host_has() {
+        let host =
+            HostMemory::read("MemTotal: 2097152 kB\nMemFree: 1 kB\nMemAvailable:  1024 kB\n");
+        assert_eq!((host.total_mib, host.available_mib), (2048, 1));
+        hold_against_host(2048, false, &host).unwrap();
+        let error = hold_against_host(2049, true, &host)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("2048 MiB in all"), "{error}");
+        hold_against_host(u64::MAX, false, &HostMemory::read("MemTotal: much\n")).unwrap();
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 mod little;
 
+use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Output, Stdio};
 
 use little::{cannot_run_guests, kernel, out, vmm};
@@ -79,6 +81,10 @@ fn what_cannot_be_is_refused_in_one_line_and_changes_nothing() {
         ("run unknown.toml", "line 3: unknown field `colour`"),
         ("run --kernel kernel --cpus 65", "1 to 64"),
         (
+            "run --kernel kernel --memory 127 --hugepages",
+            "even number",
+        ),
+        (
             "run --kernel kernel --disk=path=a --disk=path=a",
             "a is there twice",
         ),
@@ -122,6 +128,17 @@ fn what_cannot_be_is_refused_in_one_line_and_changes_nothing() {
     );
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), before);
+    // Sockets that a killed VMM left are there afterwards, as dead as before.
+    for name in ["dead", "dead-api"] {
+        drop(UnixListener::bind(dir.path().join(name)).unwrap());
+    }
+    let doors = "run --kernel absent --console socket=dead --api-socket dead-api";
+    let output = vmm(dir.path(), &doors.split(' ').collect::<Vec<_>>());
+    assert_eq!(output.status.code(), Some(1));
+    for name in ["dead", "dead-api"] {
+        let refused = UnixStream::connect(dir.path().join(name)).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{name}");
+    }
 }
 
 /// A kernel that says it fills 32 MiB.
@@ -185,6 +202,31 @@ fn every_end_has_its_code() {
     }
 }
 
+/// An ELF image without a note for PVH is entered in 64-bit mode, with the boot parameters at hand.
+#[test]
+fn an_elf_image_without_a_note_starts_in_64_bit_mode() {
+    if cannot_run_guests() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    // Where the kernel's header says "HdrS" (boot.rst); a byte of it goes out with each letter.
+    let look = [0x8b, 0x86, 0x02, 0x02, 0, 0]; // mov eax, [rsi + 0x202]
+    let tell = [0x66, 0xba, 0xf8, 0x03, 0xee]; // mov dx, 0x3f8; out dx, al
+    let next = [0xc1, 0xe8, 8]; // shr eax, 8
+    let header = [&look[..], &tell, &next, &tell, &next, &tell, &next, &tell].concat();
+    // xor eax, eax; then a prefix without effect in 64-bit mode, inc eax in 32-bit mode; al += '6'.
+    let mode = [&[0x31, 0xc0, 0x40, 0x90, 0x04, b'6'][..], &tell].concat();
+    let program = [header, mode, out(0x600, 0x34), vec![0xf4]].concat();
+    let mut image = kernel(&program);
+    // One segment instead of two: the note is the second.
+    image[56] = 1;
+    std::fs::write(dir.path().join("kernel"), image).unwrap();
+    let output = vmm(dir.path(), &["run", "--kernel", "kernel", "--memory", "16"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert_eq!(output.stdout, b"HdrS6");
+}
+
 #[test]
 fn a_guest_sees_no_more_of_the_processor_than_it_is_given() {
     if cannot_run_guests() {
@@ -239,7 +281,7 @@ fn a_host_without_kvm_is_told() {
         unshare.ok().filter(is_ours)
     };
     let Some(refused) = without_devices("run --kernel kernel") else {
-        println!("SKIPPED: no namespaces for this user");
+        ground::skip("no namespaces for this user");
         return;
     };
     let said = String::from_utf8(refused.stderr).unwrap();

@@ -138,7 +138,34 @@ impl fmt::Display for Config {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn no_command_line_panics_and_all_are_bounded(text: String, words in "([a-z_]+=[0-9a-z]*[ ]*)*") {
+            for line in [text, words] {
+                let config = Config::parse(&line);
+                assert!((1..=MAX_VCPUS as u64).contains(&config.cpus));
+                assert!(config.fill_mib >= config.hot_mib);
+                assert_eq!(Config::parse(&config.to_string()), config);
+            }
+        }
+
+        #[test]
+        fn what_was_meant_is_what_is_read(numbers: [u64; 10], touch_line in 0u64..2) {
+            let [cpus, skip_mib, fill_mib, hot_mib, rate_mib_s, ..] = numbers;
+            let [.., sweep_mib_s, seed, gap_us, serial_ms, tick_us] = numbers;
+            let cpus = 1 + cpus % MAX_VCPUS as u64;
+            let hot_mib = hot_mib.min(fill_mib);
+            let config = Config {
+                cpus, skip_mib, fill_mib, hot_mib, rate_mib_s, sweep_mib_s,
+                touch_line, seed, gap_us, serial_ms, tick_us, ..Config::default()
+            };
+            assert_eq!(Config::parse(&config.to_string()), config);
+        }
+    }
 
     #[test]
     fn a_command_line_says_what_the_settings_are() {

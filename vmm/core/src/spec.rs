@@ -15,6 +15,8 @@ pub const CPUS_MAX: u32 = 64;
 pub const MEMORY_MIB_MIN: u64 = 16;
 /// Most memory of a guest: 46 bits of guest-physical addresses are everywhere.
 pub const MEMORY_MIB_MAX: u64 = 64 << 20;
+/// Size of the huge pages that `hugepages` takes.
+pub const HUGE_PAGE_MIB: u64 = 2;
 /// Most disks and network cards together: the slots of the PCI bus but two.
 pub const DEVICES_MAX: usize = 29;
 /// Longest kernel command line, in bytes.
@@ -118,6 +120,12 @@ pub enum SpecError {
         "{0} MiB of memory cannot be had; a guest has {MEMORY_MIB_MIN} to {MEMORY_MIB_MAX} MiB"
     )]
     Memory(u64),
+    /// Memory that does not end with a huge page.
+    #[error(
+        "{0} MiB of memory are no whole number of huge pages; a guest with hugepages has an even \
+         number of MiB"
+    )]
+    OddMemory(u64),
     /// No kernel.
     #[error("the guest has no kernel; name a bzImage or an ELF image")]
     Kernel,
@@ -152,6 +160,9 @@ impl Spec {
         }
         if !(MEMORY_MIB_MIN..=MEMORY_MIB_MAX).contains(&self.memory_mib) {
             return Err(SpecError::Memory(self.memory_mib));
+        }
+        if self.hugepages && !self.memory_mib.is_multiple_of(HUGE_PAGE_MIB) {
+            return Err(SpecError::OddMemory(self.memory_mib));
         }
         if self.kernel.is_empty() {
             return Err(SpecError::Kernel);
@@ -235,6 +246,8 @@ mod tests {
         assert_eq!(refused(|s| s.name = "a/b".to_string()), SpecError::Name);
         assert_eq!(refused(|s| s.cpus = 0), SpecError::Cpus(0));
         assert_eq!(refused(|s| s.memory_mib = 1), SpecError::Memory(1));
+        let odd = |s: &mut Spec| (s.memory_mib, s.hugepages) = (127, true);
+        assert_eq!(refused(odd), SpecError::OddMemory(127));
         assert_eq!(refused(|s| s.kernel.clear()), SpecError::Kernel);
         assert_eq!(
             refused(|s| s.cmdline = "a\0b".to_string()),

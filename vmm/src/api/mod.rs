@@ -21,8 +21,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::sync::{Semaphore, oneshot};
 
-use crate::console::listen;
 use crate::guest::Guest;
+use crate::socket::SocketPath;
 pub use body::Body;
 pub use openapi::document;
 
@@ -53,7 +53,7 @@ pub struct ListenError {
 /// socket and writes out the answers that are under way.
 pub struct Door {
     listener: UnixListener,
-    path: PathBuf,
+    socket: SocketPath,
     serving: Option<Serving>,
 }
 
@@ -70,11 +70,11 @@ impl Door {
             path: path.to_owned(),
             source,
         };
-        let listener = listen(path).map_err(wrap)?;
+        let (listener, socket) = SocketPath::listen(path).map_err(wrap)?;
         listener.set_nonblocking(true).map_err(wrap)?;
         Ok(Self {
             listener,
-            path: path.to_owned(),
+            socket,
             serving: None,
         })
     }
@@ -91,6 +91,7 @@ impl Door {
                     tracing::warn!(%error, "the control API has ended");
                 }
             })?;
+        self.socket.belongs_to_a_guest();
         self.serving = Some(Serving { close, thread });
         Ok(())
     }
@@ -98,7 +99,7 @@ impl Door {
 
 impl Drop for Door {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        self.socket.leave();
         if let Some(Serving { close, thread }) = self.serving.take() {
             // Fails only when the thread has ended by itself.
             let _ = close.send(());

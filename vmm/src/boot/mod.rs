@@ -255,7 +255,10 @@ fn memory_map(memory_mib: u64) -> Vec<MapEntry> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::layout::RAM_GAP_END;
     use crate::memory::map;
 
     fn spec(kernel: &Path) -> Spec {
@@ -293,6 +296,21 @@ mod tests {
         };
         for mib in [16, 512, 3072, 8192] {
             assert_eq!(usable(mib), (mib << 20) - (HIGH_RAM - LOW_RAM_END));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_size_nothing_overlaps_and_the_gap_is_left_out(mib in 16u64..1 << 24) {
+            let map = memory_map(mib);
+            for pair in map.windows(2) {
+                prop_assert!(pair[0].address + pair[0].bytes <= pair[1].address, "{map:?}");
+            }
+            for entry in map {
+                let end = entry.address + entry.bytes;
+                prop_assert!(entry.bytes > 0);
+                prop_assert!(end <= RAM_GAP_START || entry.address >= RAM_GAP_END, "{entry:?}");
+            }
         }
     }
 }

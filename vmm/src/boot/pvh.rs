@@ -51,3 +51,48 @@ pub fn write_start_info(
     }
     write(memory, "start info", BOOT_INFO, info.as_slice())
 }
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::boot::memory_map;
+    use crate::memory::map;
+
+    fn long(memory: &GuestMemory, at: u64) -> u64 {
+        memory.read_obj(GuestAddress(at)).unwrap()
+    }
+
+    // Where things lie: xen/include/public/arch-x86/hvm/start_info.h.
+    #[test]
+    fn the_start_info_leads_to_everything() {
+        let memory = map(16, false).unwrap();
+        let initramfs = Initramfs {
+            address: 0x00e0_0000,
+            bytes: 0x1234,
+        };
+        write_start_info(&memory, &memory_map(16), initramfs, 0xe_0000).unwrap();
+        let at = |offset| long(&memory, BOOT_INFO + offset);
+        assert_eq!(at(0), 1 << 32 | 0x336e_c578, "magic, version");
+        assert_eq!(at(8), 1 << 32, "flags, number of modules");
+        assert_eq!((at(24), at(32)), (CMDLINE, 0xe_0000));
+        let module = at(16);
+        let initramfs = (long(&memory, module), long(&memory, module + 8));
+        assert_eq!(initramfs, (0x00e0_0000, 0x1234));
+        let (table, entries) = (at(40), at(48));
+        assert_eq!(entries, 3);
+        let entry = |n: u64| [0, 8, 16].map(|offset| long(&memory, table + 24 * n + offset));
+        assert_eq!(entry(0), [0, 0x9_fc00, 1]);
+        assert_eq!(entry(1), [0xe_0000, 0x2_0000, 2]);
+        assert_eq!(entry(2), [0x10_0000, 15 << 20, 1]);
+    }
+
+    #[test]
+    fn without_an_initramfs_there_is_no_module() {
+        let memory = map(16, false).unwrap();
+        write_start_info(&memory, &memory_map(16), Initramfs::default(), 0).unwrap();
+        assert_eq!(long(&memory, BOOT_INFO + 8), 0);
+        assert_eq!(long(&memory, BOOT_INFO + 16), 0);
+    }
+}

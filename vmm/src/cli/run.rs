@@ -56,7 +56,8 @@ pub struct SpecFlags {
     /// direct is around the host's page cache
     #[arg(long = "disk", value_parser = options::disk, value_name = "SETTINGS")]
     disks: Vec<DiskSpec>,
-    /// A network card: tap=NAME|fd=N,mac=...; the tap must be there (`ip tuntap add tap0 mode tap`)
+    /// A network card: tap=NAME|fd=N,mac=...; the tap must be there (`ip tuntap add dev tap0 mode
+    /// tap user $USER vnet_hdr`)
     #[arg(long = "net", value_parser = options::net, value_name = "SETTINGS")]
     nets: Vec<NetSpec>,
 }
@@ -230,6 +231,9 @@ fn spec_error(path: &Path, text: &str, error: &toml::de::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use vmm_core::spec::DiskFormat;
+
     use super::*;
 
     #[test]
@@ -286,5 +290,86 @@ mod tests {
         }
         let error = read_spec(&dir.path().join("none")).unwrap_err();
         assert!(error.contains("none: No such file"), "{error}");
+    }
+
+    fn disks() -> impl Strategy<Value = Vec<DiskSpec>> {
+        let disk =
+            (".+", any::<[bool; 3]>()).prop_map(|(path, [qcow2, readonly, direct])| DiskSpec {
+                path,
+                format: if qcow2 {
+                    DiskFormat::Qcow2
+                } else {
+                    DiskFormat::Raw
+                },
+                readonly,
+                direct,
+            });
+        prop::collection::vec(disk, 0..4)
+    }
+
+    fn nets() -> impl Strategy<Value = Vec<NetSpec>> {
+        let net = ("[a-z]{1,15}", any::<u32>()).prop_map(|(tap, number)| {
+            let [a, b, c, d] = number.to_be_bytes();
+            let mac = format!("52:54:{a:02x}:{b:02x}:{c:02x}:{d:02x}");
+            let mac = mac.parse().unwrap();
+            NetSpec { tap, mac }
+        });
+        prop::collection::vec(net, 0..4)
+    }
+
+    proptest! {
+        #[test]
+        fn no_amount_of_memory_panics(text: String, digits in "[0-9]{1,24}[gGmM]?") {
+            let _ = (memory_mib(&text), memory_mib(&digits));
+        }
+
+        #[test]
+        fn memory_is_what_was_written(amount in 0u64..1 << 32) {
+            prop_assert_eq!(memory_mib(&format!("{amount}")), Ok(amount));
+            prop_assert_eq!(memory_mib(&format!("{amount}M")), Ok(amount));
+            prop_assert_eq!(memory_mib(&format!("{amount}g")), Ok(amount << 10));
+        }
+
+        #[test]
+        fn no_text_that_is_a_spec_or_nearly_one_panics(
+            text: String,
+            lines in prop::collection::vec("(name|kernel|cpus|memory_mib|\\[\\[disk\\]\\]|path|format) ?=? ?('[a-z]*'|[0-9]{1,22}|true)", 0..8),
+        ) {
+            for text in [text, lines.join("\n")] {
+                match toml::from_str::<Spec>(&text) {
+                    Ok(spec) => drop(spec.validate()),
+                    Err(error) => {
+                        let line = spec_error(Path::new("web1.toml"), &text, &error);
+                        prop_assert!(!line.contains('\n'), "{line:?}");
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn a_spec_that_is_written_is_read_as_it_was(
+            name in "[a-z0-9-]{1,64}",
+            numbers: (u32, u32),
+            paths in (".*", prop::option::of(".*")),
+            cmdline in "[ -~]*",
+            hugepages: bool,
+            disks in disks(),
+            nets in nets(),
+        ) {
+            let spec = Spec {
+                name,
+                cpus: numbers.0,
+                memory_mib: numbers.1.into(),
+                kernel: paths.0,
+                initramfs: paths.1,
+                cmdline,
+                cpu_features: None,
+                hugepages,
+                disks,
+                nets,
+            };
+            let text = toml::to_string(&spec).unwrap();
+            prop_assert_eq!(toml::from_str::<Spec>(&text).unwrap(), spec);
+        }
     }
 }

@@ -157,7 +157,7 @@ impl Front {
         let bytes = rustix::io::read(fd, &mut *chunk).unwrap_or(0);
         if bytes == 0 {
             self.input = Input::None;
-        } else if is_terminal && chunk[..bytes].contains(&ESCAPE) {
+        } else if asks_for_the_end(&chunk[..bytes], is_terminal) {
             return self.ask_for_the_end();
         }
         self.feed(&chunk[..bytes]);
@@ -215,6 +215,11 @@ impl Front {
     }
 }
 
+/// Only a person's key does: what a program sends through a pipe is the guest's, every byte of it.
+fn asks_for_the_end(typed: &[u8], is_terminal: bool) -> bool {
+    is_terminal && typed.contains(&ESCAPE)
+}
+
 /// Block the ending signals in this and all later threads, and read them from a file.
 fn signals() -> io::Result<File> {
     // SAFETY: plain calls on a local set; the new descriptor is owned by nobody else.
@@ -230,5 +235,26 @@ fn signals() -> io::Result<File> {
             return Err(io::Error::last_os_error());
         }
         Ok(File::from(OwnedFd::from_raw_fd(fd)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_escape_is_a_persons_key() {
+        for typed in [&b"\x1d"[..], b"ls\n\x1d", b"\x1dmore"] {
+            assert!(asks_for_the_end(typed, true), "{typed:?}");
+            assert!(!asks_for_the_end(typed, false), "{typed:?}");
+        }
+        for typed in [
+            &b""[..],
+            b"ls\n",
+            b"\x03\x04\x1a\x1b[A",
+            "\u{1d5d}".as_bytes(),
+        ] {
+            assert!(!asks_for_the_end(typed, true), "{typed:?}");
+        }
     }
 }

@@ -9,7 +9,6 @@ mod tty;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::mpsc::Sender;
@@ -19,6 +18,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::devices::serial::SerialPort;
 use crate::notice::Notice;
+use crate::socket::SocketPath;
 use front::{Front, Input};
 use sink::{ClientSink, FileSink};
 pub use tty::restore as restore_terminal;
@@ -94,7 +94,7 @@ pub struct Console {
 /// What making a console left in the file system.
 enum Made {
     Nothing,
-    Socket(PathBuf),
+    Socket(SocketPath),
     /// A file that was not there before.
     File(PathBuf),
 }
@@ -102,16 +102,16 @@ enum Made {
 impl Made {
     /// Take it away again; a file only if nothing was written to it.
     fn undo(&self) {
-        let gone = match self {
-            Self::Nothing => Ok(()),
-            Self::Socket(path) => std::fs::remove_file(path),
-            Self::File(path) => match std::fs::metadata(path) {
-                Ok(file) if file.len() == 0 => std::fs::remove_file(path),
-                _ => Ok(()),
-            },
-        };
-        // Somebody else may have removed it.
-        drop(gone);
+        match self {
+            Self::Nothing => {}
+            Self::Socket(path) => path.leave(),
+            Self::File(path) => {
+                if std::fs::metadata(path).is_ok_and(|file| file.len() == 0) {
+                    // Somebody else may have removed it.
+                    let _ = std::fs::remove_file(path);
+                }
+            }
+        }
     }
 }
 
@@ -143,6 +143,9 @@ impl Console {
 
     /// Input goes to this port from now on.
     pub fn plug(&self, port: SerialPort) {
+        if let Made::Socket(path) = &self.made {
+            path.belongs_to_a_guest();
+        }
         *self.plug.lock().unwrap_or_else(PoisonError::into_inner) = Some(port);
         let _ = self.wake.write(1);
     }
@@ -180,7 +183,8 @@ fn open(mode: &ConsoleMode) -> Result<Opened, ConsoleError> {
             Ok((Arc::new(Mutex::new(sink)), input, Made::Nothing))
         }
         ConsoleMode::Socket(path) => {
-            let listener = listen(path).map_err(|source| ConsoleError::Listen {
+            let listening = SocketPath::listen(path);
+            let (listener, socket) = listening.map_err(|source| ConsoleError::Listen {
                 path: path.clone(),
                 source,
             })?;
@@ -190,7 +194,7 @@ fn open(mode: &ConsoleMode) -> Result<Opened, ConsoleError> {
                 sink: sink.clone(),
                 clients: Vec::new(),
             };
-            Ok((sink, input, Made::Socket(path.clone())))
+            Ok((sink, input, Made::Socket(socket)))
         }
         ConsoleMode::File(path) => {
             let (file, made) = open_file(path).map_err(|source| ConsoleError::File {
@@ -212,24 +216,6 @@ fn open_file(path: &Path) -> io::Result<(File, Made)> {
             Ok((options.open(path)?, Made::Nothing))
         }
         Err(error) => Err(error),
-    }
-}
-
-/// Listen on `path`. A socket that nobody listens on any more is replaced.
-pub fn listen(path: &Path) -> io::Result<UnixListener> {
-    match UnixListener::bind(path) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            use std::os::unix::fs::FileTypeExt;
-            let is_socket = std::fs::symlink_metadata(path)?.file_type().is_socket();
-            let refused = std::os::unix::net::UnixStream::connect(path)
-                .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
-            if !(is_socket && refused) {
-                return Err(error);
-            }
-            std::fs::remove_file(path)?;
-            UnixListener::bind(path)
-        }
-        other => other,
     }
 }
 
@@ -263,19 +249,5 @@ mod tests {
             let error = text.parse::<ConsoleMode>().unwrap_err();
             assert!(error.contains("socket=PATH"), "{error}");
         }
-    }
-
-    #[test]
-    fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("console");
-        let first = listen(&path).unwrap();
-        assert_eq!(listen(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
-        drop(first);
-        listen(&path).unwrap();
-        let file = dir.path().join("file");
-        std::fs::write(&file, "precious").unwrap();
-        listen(&file).unwrap_err();
-        assert_eq!(std::fs::read_to_string(&file).unwrap(), "precious");
     }
 }

@@ -3,7 +3,6 @@
 use std::io;
 use std::sync::Arc;
 
-use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::{Kvm, VcpuFd};
 use vmm_core::spec::Spec;
 
@@ -30,7 +29,7 @@ use crate::pci::{PciError, PciRoot};
 use crate::threads;
 use crate::vcpu::Vcpu;
 use crate::vcpu::cpuid::{self, LeafMask};
-use crate::vcpu::state::{Known, StateError};
+use crate::vcpu::state::{Known, StateError, set_msrs};
 
 /// Why a machine cannot be built, started, saved or restored.
 #[derive(Debug, thiserror::Error)]
@@ -90,12 +89,14 @@ fn device(what: &'static str) -> impl Fn(io::Error) -> MachineError {
     move |source| MachineError::Device { what, source }
 }
 
-// Intel SDM vol. 3, §12.11.2.1: MTRRs on, memory write-back unless a range says otherwise.
-const MSR_MTRR_DEFAULT: u32 = 0x2ff;
-const MTRR_ON_WRITE_BACK: u64 = 1 << 11 | 6;
-// Intel SDM vol. 4, table 2-2: fast strings.
-const MSR_MISC_ENABLE: u32 = 0x1a0;
-const MISC_FAST_STRINGS: u64 = 1;
+/// Model-specific registers that a kernel expects firmware to have set.
+const MSRS: [(u32, u64); 2] = [
+    // IA32_MTRR_DEF_TYPE (Intel SDM vol. 3, §12.11.2.1): MTRRs on, memory write-back unless a range
+    // says otherwise.
+    (0x2ff, 1 << 11 | 6),
+    // IA32_MISC_ENABLE (Intel SDM vol. 4, table 2-2): fast strings.
+    (0x1a0, 1),
+];
 
 impl Built {
     /// A machine without a kernel: something to restore into. The threads of its devices wait until
@@ -162,7 +163,7 @@ fn build(
         let cpuid = cpuid::of_processor(&supported, index, spec.cpus, masks);
         fd.set_cpuid2(&cpuid)
             .map_err(request("set the CPUID of a processor"))?;
-        set_msrs(&fd)?;
+        set_msrs(&fd, &MSRS)?;
         set_apic(&fd)?;
         if let (Some(entry), 0) = (entry, index) {
             set_registers(&fd, entry, backends)?;
@@ -244,23 +245,6 @@ fn wire(pci: &PciRoot, serial: SerialPort, reports: &Reports) -> Buses {
         pci.mmio(),
     );
     buses
-}
-
-fn set_msrs(fd: &VcpuFd) -> Result<(), MachineError> {
-    let msr = |index, data| kvm_msr_entry {
-        index,
-        data,
-        ..Default::default()
-    };
-    let wanted = [
-        msr(MSR_MTRR_DEFAULT, MTRR_ON_WRITE_BACK),
-        msr(MSR_MISC_ENABLE, MISC_FAST_STRINGS),
-    ];
-    if let Ok(msrs) = Msrs::from_entries(&wanted) {
-        fd.set_msrs(&msrs)
-            .map_err(KvmError::request("set a processor's registers"))?;
-    }
-    Ok(())
 }
 
 /// The local APIC as it is: setting it makes KVM take the new processor into its map of

@@ -73,10 +73,10 @@ pub enum StateError {
         /// Why not.
         source: Errno,
     },
-    /// A register of the source does not exist here.
+    /// A register does not exist here.
     #[error(
-        "this host's KVM does not take model-specific register {0:#x}; \
-         choose a host with the same kind of processor"
+        "this host's KVM does not take model-specific register {0:#x}; choose a host with a newer \
+         kernel or, for a migration, with the same kind of processor"
     )]
     Msr(u32),
     /// The lists do not fit KVM's structures.
@@ -178,13 +178,13 @@ pub fn restore(fd: &VcpuFd, known: &mut Known, state: &VcpuState) -> Result<(), 
         .map_err(kvm("set the extended registers"))?;
     fd.set_debug_regs(&state.debugregs)
         .map_err(kvm("set the debug registers"))?;
-    restore_msrs(fd, &state.msrs)?;
+    set_msrs(fd, &state.msrs)?;
     fd.set_lapic(&state.lapic)
         .map_err(kvm("set the local APIC"))?;
     // The local APIC forgets its deadline when it is set.
     let is_deadline = |(msr, value): &&(u32, u64)| *msr == MSR_TSC_DEADLINE && *value != 0;
     let deadline = state.msrs.iter().find(is_deadline);
-    restore_msrs(fd, deadline.map(std::slice::from_ref).unwrap_or_default())?;
+    set_msrs(fd, deadline.map(std::slice::from_ref).unwrap_or_default())?;
     fd.set_vcpu_events(&state.events)
         .map_err(kvm("set the events"))
 }
@@ -234,9 +234,10 @@ fn read_msrs(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<(u32, u64)>, StateError
     Ok(values)
 }
 
-/// A register that KVM does not take is an error only if it holds something: both sides list
-/// registers of features that the guest was never shown.
-fn restore_msrs(fd: &VcpuFd, values: &[(u32, u64)]) -> Result<(), StateError> {
+/// Set model-specific registers: index and value. One that KVM does not take is an error only if it
+/// is to hold something: both sides of a migration list registers of features that the guest was
+/// never shown.
+pub fn set_msrs(fd: &VcpuFd, values: &[(u32, u64)]) -> Result<(), StateError> {
     let mut rest = values;
     while !rest.is_empty() {
         let wanted: Vec<_> = rest

@@ -289,6 +289,50 @@ mod tests {
         ));
     }
 
+    /// Ends a thread's rights: only it becomes that user, unlike by setresuid(2)'s wrapper.
+    fn become_user(user: u32) {
+        // SAFETY: no memory is involved.
+        let answer = unsafe { libc::syscall(libc::SYS_setresuid, user, user, user) };
+        assert_eq!(answer, 0);
+    }
+
+    /// In namespaces of its own: a device node that all may open, two taps, and no other right than
+    /// that to the first.
+    #[test]
+    fn an_ordinary_user_has_the_tap_that_is_its_own_and_no_other() {
+        const OWNER: u32 = 1000;
+        let prepare = format!(
+            "mount --make-rprivate / && mount -t tmpfs none /dev/net && \
+             mknod -m 666 {TUN} c 10 200 && \
+             ip tuntap add dev own mode tap user {OWNER} vnet_hdr && \
+             ip tuntap add dev foreign mode tap user {} vnet_hdr",
+            OWNER + 1
+        );
+        let result = std::thread::spawn(move || {
+            // SAFETY: only this thread moves into the new namespaces.
+            if unsafe { libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWNS) } != 0 {
+                return None;
+            }
+            let prepared = std::process::Command::new("sh")
+                .args(["-c", &prepare])
+                .status();
+            if !prepared.is_ok_and(|status| status.success()) {
+                return None;
+            }
+            become_user(OWNER);
+            Tap::open("own").unwrap();
+            let refused = Tap::open("foreign").unwrap_err();
+            assert!(matches!(refused, TapError::Permission(_)), "{refused}");
+            assert!(refused.to_string().contains("`user $USER`"), "{refused}");
+            Some(())
+        })
+        .join()
+        .unwrap();
+        if result.is_none() {
+            ground::skip("no right to make taps of an ordinary user in namespaces");
+        }
+    }
+
     #[test]
     fn a_real_tap_takes_offloads_and_frames() {
         // In a network namespace of its own, which needs the right to make one.
@@ -326,7 +370,7 @@ mod tests {
         .join()
         .unwrap();
         if result.is_none() {
-            println!("SKIPPED: no right to make a network namespace with a tap in it");
+            ground::skip("no right to make a network namespace with a tap in it");
         }
     }
 }

@@ -12,6 +12,8 @@ const CMDLINE: &str = "console=ttyS0 panic=1 quiet mitigations=off nokaslr tsc=r
     random.trust_cpu=on cryptomgr.notests selinux=0 apparmor=0 audit=0 rcupdate.rcu_expedited=1 net.ifnames=0";
 /// A kernel that boots two emulations deep, on a machine that builds meanwhile.
 const BOOT_LIMIT: Duration = Duration::from_secs(3 * PATIENCE.as_secs());
+/// The image of Debian as Debian has it.
+pub const STOCK: &str = "stock";
 /// How long one look at the console takes while something else is waited for.
 const LOOK: Duration = Duration::from_millis(1);
 
@@ -36,6 +38,10 @@ pub struct Wish {
     pub user: &'static str,
     /// Whether its memory comes from the host's pool of huge pages.
     pub hugepages: bool,
+    /// Whether it asks for its name and address in its network, instead of being told.
+    pub dhcp: bool,
+    /// The file on its host that its console goes to; nobody can log in then.
+    pub console_file: Option<&'static str>,
     /// The datastore with a guest of its name, under whose lease it runs.
     pub datastore: Option<String>,
 }
@@ -52,6 +58,8 @@ impl Default for Wish {
             disks: Vec::new(),
             user: "root",
             hugepages: false,
+            dhcp: false,
+            console_file: None,
             datastore: None,
         }
     }
@@ -76,25 +84,36 @@ impl<'lab> Guest<'lab> {
             number,
             user,
             hugepages,
+            dhcp,
+            console_file,
             ..
         } = wish;
         let tap = format!("tap{number}");
         make_room(host, &wish)?;
         let lease = lease_flags(host, &wish);
         let files = format!("{DATASTORE}/images/{image}");
-        let root = if image == "debian" {
-            "root=/dev/vda"
+        let root = match image {
+            "busybox" => "",
+            _ => "root=/dev/vda",
+        };
+        let network = if dhcp {
+            String::new()
         } else {
-            ""
+            format!("ip=10.0.0.{number}:::255.255.255.0:{name}:eth0:off")
+        };
+        let console = console_file.map(|path| format!("--console file={path}"));
+        let initramfs = match image {
+            STOCK => "initrd.img",
+            _ => "initramfs.cpio",
         };
         let settings = wish.disks.iter();
         let disks: String = settings.flat_map(|disk| [" --disk ", disk]).collect();
         let pages = if hugepages { "--hugepages" } else { "" };
         let line = format!(
-            "exec /opt/godwit/vmm run --name {name} --kernel {files}/{kernel} --initramfs {files}/initramfs.cpio \
+            "exec /opt/godwit/vmm run --name {name} --kernel {files}/{kernel} --initramfs {files}/{initramfs} \
              --cpus {cpus} --memory {memory_mib} {pages} --net tap={tap},mac=52:54:00:00:00:{number:02x} \
-             --cmdline '{CMDLINE} ip=10.0.0.{number}:::255.255.255.0:{name}:eth0:off {root}' \
-             --api-socket /run/{name}/api{disks}{lease}"
+             --cmdline '{CMDLINE} {network} {root}' --api-socket /run/{name}/api {}{disks}{lease}",
+            console.unwrap_or_default()
         );
         let vmm = host.start_command(&["su", "-s", "/bin/sh", "-c", &line, user])?;
         Ok(Self {
@@ -196,7 +215,7 @@ impl<'lab> Guest<'lab> {
 
     /// Logs in where the guest asks for it.
     pub fn log_in(&self) -> Result<()> {
-        if self.wish.image == "debian" {
+        if self.wish.image != "busybox" {
             self.shell.expect("login: ")?;
             self.shell.send("root")?;
             self.shell.expect("# ")?;

@@ -3,6 +3,7 @@
 //! `cargo test -p e2e` starts one lab and runs all of them in turn; `cargo test -p e2e -- cut`
 //! those with `cut` in their names. To add one, write a function that takes the lab and gives an
 //! [`lab::scenario::Outcome`], and put its name into [`ALL`].
+//! With `GODWIT_LAB_STOCK=1` those in [`ASKED_FOR`] are told, too.
 
 pub mod cluster;
 mod drs;
@@ -63,3 +64,7 @@ pub const ALL: &[Scenario] = scenarios![
     leases::leases_a_stale_file_is_found_again,
     leases::leases_a_dead_agent_costs_no_guest,
 ];
+
+/// What takes minutes, and an image that nothing else needs.
+pub const ASKED_FOR: &[Scenario] =
+    scenarios![guests::a_stock_debian_boots_to_its_login_reboots_and_powers_off];

@@ -6,7 +6,13 @@ use lab::Settings;
 use lab::artefacts::catalogue;
 
 fn main() -> ExitCode {
-    let datastore = match catalogue(&["busybox", "debian"]) {
+    let mut images = vec!["busybox", "debian"];
+    let mut scenarios = e2e::ALL.to_vec();
+    if std::env::var_os("GODWIT_LAB_STOCK").is_some() {
+        images.push("stock");
+        scenarios.extend(e2e::ASKED_FOR);
+    }
+    let datastore = match catalogue(&images) {
         Ok(datastore) => datastore,
         Err(error) => {
             println!("FAILED to make the guests' images: {error}");
@@ -18,5 +24,5 @@ fn main() -> ExitCode {
         datastore: Some(datastore),
         ..Settings::default()
     };
-    lab::scenario::run(&settings, e2e::ALL)
+    lab::scenario::run(&settings, &scenarios)
 }

@@ -22,11 +22,12 @@ const PACKAGES: [&str; 3] = ["vmm", "cluster-agent", "shared-storage"];
 const PROGRAM_NAMES: [&str; 4] = ["vmm", "cluster-agent", "godwit", "godwit-store"];
 
 /// What the catalogue holds of each guest, where it has it.
-const CATALOGUE_FILES: [&str; 6] = [
+const CATALOGUE_FILES: [&str; 7] = [
     "image.toml",
     "vmlinux",
     "vmlinuz",
     "initramfs.cpio",
+    "initrd.img",
     "root.qcow2",
     "root.raw",
 ];

@@ -15,6 +15,9 @@ const COMPANION: &str = "web2";
 /// Where the guests answer, in the lab's private network.
 const ADDRESS: &str = "10.0.0.101";
 const COMPANION_ADDRESS: &str = "10.0.0.103";
+/// So long, and so many lines at most, its console is looked at.
+const CONSOLE_S: u32 = 5;
+const CONSOLE_LINES: u32 = 12;
 /// Anything here takes seconds; on a busy machine, more.
 const LIMIT: Duration = Duration::from_mins(6);
 
@@ -90,7 +93,18 @@ fn create(any: &Host, summary: &mut Summary) -> lab::Result<Page> {
     summary.time(began, "the guest answers HTTP, booted from NFS");
     tell(&format!("{page:?}"));
     tell(&any.run("godwit status")?);
+    show_console(any)?;
     Ok(page)
+}
+
+/// Whoever comes is first shown what the guest has said so far.
+fn show_console(any: &Host) -> lab::Result<()> {
+    step("Showing its console: godwit console web1");
+    let said = any.run(&format!(
+        "timeout {CONSOLE_S} godwit console {GUEST} < /dev/null 2>/dev/null | tail -n {CONSOLE_LINES}"
+    ))?;
+    tell(&said.replace('\r', ""));
+    Ok(())
 }
 
 fn migrate(

@@ -18,7 +18,7 @@ use crate::error::one_line;
 use crate::lease::LeaseFlags;
 use crate::migration::arrival::Arrival;
 use crate::migration::joining::Listening;
-use crate::migration::stream::Security;
+use crate::migration::stream::{STRANGER_MAX, Security};
 use crate::migration::target::{self, Received};
 use crate::migration::usher::Usher;
 
@@ -72,6 +72,7 @@ pub fn main(arguments: &Arguments) -> Result<Ending, String> {
         listener: &listener,
         security: &security,
         until: wait_max.map(|limit| Instant::now() + limit),
+        patience: STRANGER_MAX,
     };
     loop {
         let came = target::receive(&listening, &mut arrival).map_err(|error| one_line(&error))?;

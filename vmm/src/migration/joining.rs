@@ -21,6 +21,8 @@ pub struct Listening<'a> {
     pub security: &'a Security,
     /// Until then; for ever without.
     pub until: Option<Instant>,
+    /// So long is listened to whoever comes in time, until he has said who he is.
+    pub patience: Duration,
 }
 
 /// A connection that says nothing sensible is dropped, and the next one listened to.
@@ -29,6 +31,7 @@ pub(super) fn take_offer(
         listener,
         security,
         until,
+        patience,
     }: &Listening<'_>,
 ) -> Result<(Stream, Hello), MigrationError> {
     let failed = || MigrationError::connection("accept", &"a connection");
@@ -39,15 +42,19 @@ pub(super) fn take_offer(
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
             other => other.map_err(failed())?,
         };
-        match read_offer(socket, security) {
+        match read_offer(socket, security, Instant::now() + *patience) {
             Ok(offer) => return Ok(offer),
             Err(error) => tracing::warn!(%peer, %error, "refused a connection"),
         }
     }
 }
 
-fn read_offer(socket: TcpStream, security: &Security) -> std::io::Result<(Stream, Hello)> {
-    let mut stream = security.accept(socket)?;
+fn read_offer(
+    socket: TcpStream,
+    security: &Security,
+    until: Instant,
+) -> std::io::Result<(Stream, Hello)> {
+    let mut stream = security.accept(socket, until)?;
     let offer = wire::receive(&mut stream).and_then(|(header, payload)| {
         if header.kind != Kind::Hello {
             return Err(std::io::Error::other(format!(
@@ -72,7 +79,10 @@ fn read_offer(socket: TcpStream, security: &Security) -> std::io::Result<(Stream
 /// All data connections of the migration that `hello` offered.
 pub(super) fn join_all(
     Listening {
-        listener, security, ..
+        listener,
+        security,
+        patience,
+        ..
     }: &Listening<'_>,
     hello: &Hello,
     control: &Stream,
@@ -92,7 +102,8 @@ pub(super) fn join_all(
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
             other => other.map_err(failed())?,
         };
-        match read_join(socket, security, &hello.token) {
+        let until = give_up.min(Instant::now() + *patience);
+        match read_join(socket, security, until, &hello.token) {
             Ok(stream) => data.push(stream),
             Err(error) => tracing::warn!(%peer, %error, "refused a data connection"),
         }
@@ -102,14 +113,16 @@ pub(super) fn join_all(
 
 /// Until somebody calls; an error when it is too late for that.
 fn wait_for_first_caller(listener: &TcpListener, until: Option<Instant>) -> std::io::Result<()> {
+    let too_late = || std::io::Error::new(std::io::ErrorKind::TimedOut, "no guest came in time");
     let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+    // Whoever calls then is one of those who keep others from being heard.
+    if left.is_some_and(|left| left.is_zero()) {
+        return Err(too_late());
+    }
     let left = left.map(Timespec::try_from).transpose();
     let left = left.map_err(std::io::Error::other)?;
     match poll(&mut [PollFd::new(listener, PollFlags::IN)], left.as_ref()) {
-        Ok(0) => Err(std::io::Error::new(
-            std::io::ErrorKind::TimedOut,
-            "no guest came in time",
-        )),
+        Ok(0) => Err(too_late()),
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(error) => Err(error.into()),
     }
@@ -135,8 +148,13 @@ fn wait_for_caller(
     }
 }
 
-fn read_join(socket: TcpStream, security: &Security, token: &Token) -> std::io::Result<Stream> {
-    let mut stream = security.accept(socket)?;
+fn read_join(
+    socket: TcpStream,
+    security: &Security,
+    until: Instant,
+    token: &Token,
+) -> std::io::Result<Stream> {
+    let mut stream = security.accept(socket, until)?;
     let (header, payload) = wire::receive(&mut stream)?;
     if header.kind != Kind::Join || wire::decode::<Token>(&payload)? != *token {
         return Err(std::io::Error::other(

@@ -1,8 +1,9 @@
-//! What ends a migration from outside, up to its commit: an operator's cancel, or a deadline.
+//! What ends a migration for all its threads, up to its commit: an operator's cancel, a deadline,
+//! or one of its connections that is lost.
 //!
 //! ```text
-//!   open ──► committed          no way back: nobody ends it any more
-//!     └────► cancelled, late    every wait is over
+//!   open ──► committed                  no way back: nobody ends it any more
+//!     └────► cancelled, late, broken    every wait is over
 //! ```
 //!
 //! Connections are first shut for reading, which leaves a moment to tell the other side, and
@@ -36,6 +37,7 @@ struct Inner {
 enum End {
     Cancelled,
     Late,
+    Broken,
     Committed,
 }
 
@@ -45,18 +47,28 @@ impl Lifeline {
         self.end(&mut self.lock(), End::Cancelled);
     }
 
+    /// A thread of the migration has failed, and knows why: let the others not go on.
+    pub fn break_off(&self) {
+        self.end(&mut self.lock(), End::Broken);
+    }
+
     /// An error once the migration has to end.
     pub fn check(&self) -> Result<(), MigrationError> {
         match self.lock().end {
             Some(End::Cancelled) => Err(MigrationError::Cancelled),
             Some(End::Late) => Err(MigrationError::TooSlow),
+            Some(End::Broken) => Err(MigrationError::Here("a part of it has failed".to_owned())),
             Some(End::Committed) | None => Ok(()),
         }
     }
 
     /// The reason why `error` came up: an end from outside looks like a lost connection.
     pub fn blame(&self, error: MigrationError) -> MigrationError {
-        self.check().err().unwrap_or(error)
+        match self.lock().end {
+            Some(End::Cancelled) => MigrationError::Cancelled,
+            Some(End::Late) => MigrationError::TooSlow,
+            Some(End::Broken | End::Committed) | None => error,
+        }
     }
 
     /// Shut `socket` when the migration has to end.
@@ -119,7 +131,9 @@ impl Lifeline {
                     match inner.end {
                         None => self.end(&mut inner, End::Late),
                         Some(End::Committed) => {}
-                        Some(End::Cancelled | End::Late) => inner.shut(Shutdown::Both),
+                        Some(End::Cancelled | End::Late | End::Broken) => {
+                            inner.shut(Shutdown::Both);
+                        }
                     }
                 }
                 Some(deadline) => {
@@ -198,6 +212,21 @@ mod tests {
     }
 
     #[test]
+    fn a_part_that_fails_ends_the_waits_of_the_others_and_is_what_is_told() {
+        let lifeline = Lifeline::default();
+        thread::scope(|scope| {
+            let sleeping = scope.spawn(|| lifeline.sleep(LONG));
+            lifeline.break_off();
+            sleeping.join().unwrap().unwrap_err();
+        });
+        // It came first.
+        lifeline.cancel();
+        let blamed = lifeline.blame(MigrationError::Here("lost".to_owned()));
+        assert_eq!(blamed.to_string(), "lost");
+        lifeline.commit().unwrap_err();
+    }
+
+    #[test]
     fn a_deadline_ends_it_and_a_commit_comes_before() {
         let lifeline = Lifeline::default();
         let (mut ours, _theirs) = pair();
@@ -211,6 +240,8 @@ mod tests {
             while ours.write(&[0]).is_ok() {}
             lifeline.finish();
         });
+        let blamed = lifeline.blame(MigrationError::Here("lost".to_owned()));
+        assert!(matches!(blamed, MigrationError::TooSlow), "{blamed:?}");
         let late = lifeline.commit();
         assert!(matches!(late, Err(MigrationError::TooSlow)), "{late:?}");
         let lifeline = Lifeline::default();

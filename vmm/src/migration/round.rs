@@ -1,6 +1,7 @@
 //! One round of pre-copy: the dirty pages go out over all data connections.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -48,28 +49,42 @@ pub struct Sending<'a> {
 type Chunk = (usize, usize);
 
 impl Sending<'_> {
-    /// Send all of it, and its end over every connection.
+    /// Send all of it, and its end over every connection. When one of them fails, none goes on.
     pub fn send(&self, streams: &mut [Stream]) -> Result<(), MigrationError> {
         let chunks = self.chunks();
         let next = AtomicU64::new(0);
         let cap = Cap::new(self.bandwidth_max, &self.watch.lifeline);
-        let work = |stream: &mut Stream| self.send_chunks(stream, &chunks, &next, &cap);
+        let first_failure = Mutex::new(None);
+        let failed = |error: MigrationError| {
+            let lock = first_failure.lock();
+            lock.unwrap_or_else(PoisonError::into_inner)
+                .get_or_insert(error);
+            self.watch.lifeline.break_off();
+        };
+        let work = |stream: &mut Stream| {
+            let done = self.send_chunks(stream, &chunks, &next, &cap);
+            done.unwrap_or_else(failed);
+        };
         if self.dirty_bytes() <= ALONE_BYTES_MAX {
             // The first connection leaves nothing for the others but to say so.
-            return streams.iter_mut().try_for_each(work);
+            streams.iter_mut().for_each(work);
+        } else {
+            thread::scope(|scope| {
+                let mut streams = streams.iter_mut();
+                // This thread is one of the workers; with a single connection it is the only one.
+                let own = streams.next();
+                let others: Vec<_> = streams.map(|stream| scope.spawn(|| work(stream))).collect();
+                own.map(work);
+                for other in others {
+                    let died = || MigrationError::Here("a sending thread has died".to_owned());
+                    other.join().unwrap_or_else(|_| failed(died()));
+                }
+            });
         }
-        thread::scope(|scope| {
-            let mut streams = streams.iter_mut();
-            // This thread is one of the workers; with a single connection it is the only one.
-            let own = streams.next();
-            let others: Vec<_> = streams.map(|stream| scope.spawn(|| work(stream))).collect();
-            let first = own.map_or(Ok(()), work);
-            others.into_iter().fold(first, |so_far, other| {
-                let joined = other.join();
-                let gone = || Err(MigrationError::Here("a sending thread has died".to_owned()));
-                so_far.and(joined.unwrap_or_else(|_| gone()))
-            })
-        })
+        let failure = first_failure.into_inner();
+        failure
+            .unwrap_or_else(PoisonError::into_inner)
+            .map_or(Ok(()), Err)
     }
 
     /// Send all of it over the control connection, where its end needs not be told.
@@ -126,7 +141,7 @@ impl Sending<'_> {
             cap.wait(sent)?;
         }
         let end = wire::control(Kind::End, self.number, &[]);
-        let sent = fault::pass(Moment::Before, Kind::End)
+        let sent = fault::pass(Moment::Before, Kind::End, self.number)
             .and_then(|()| stream.send_pages::<()>(&end, &[]));
         sent.map_err(lost())
     }
@@ -165,7 +180,9 @@ fn send_selection(
 ) -> std::io::Result<u64> {
     if !selection.zeroes.is_empty() {
         let head = wire::page_table(Kind::Zero, round, &selection.zeroes);
+        fault::pass(Moment::Before, Kind::Zero, round)?;
         stream.send_pages::<()>(&head, &[])?;
+        fault::pass(Moment::After, Kind::Zero, round)?;
     }
     if selection.pages.is_empty() {
         return Ok(0);
@@ -177,9 +194,9 @@ fn send_selection(
     });
     let slices: Vec<_> = slices.collect::<Result<_, _>>()?;
     let head = wire::page_table(Kind::Pages, round, &selection.pages);
-    fault::pass(Moment::Before, Kind::Pages)?;
+    fault::pass(Moment::Before, Kind::Pages, round)?;
     stream.send_pages(&head, &slices)?;
-    fault::pass(Moment::After, Kind::Pages)?;
+    fault::pass(Moment::After, Kind::Pages, round)?;
     Ok(selection.pages.iter().map(|run| u64::from(run.bytes)).sum())
 }
 

@@ -158,8 +158,11 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// The target has all of the round.
+    /// The target has all of the round. It may not know yet of a data connection that is lost.
     pub(super) fn hear_round_done(&mut self) -> Result<(), MigrationError> {
+        self.control
+            .wait_beside(&self.data)
+            .map_err(MigrationError::connection("send memory to", &self.wish.to))?;
         let done: u32 = self.expect(Kind::RoundDone)?;
         if done != self.round {
             let why = format!("it confirms round {done} instead of {}", self.round);

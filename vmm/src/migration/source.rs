@@ -24,7 +24,7 @@ use super::standstill::{measure_source, measure_target, micros_since};
 use super::stream::Security;
 use super::watch::Watch;
 use super::wire::{Kind, Ready, Running, StateFrame};
-use super::{MigrationError, rehearsal};
+use super::{MigrationError, fault, rehearsal};
 use crate::urgent::Urgent;
 
 /// From stopping the guest to the commit, the other side must not take longer than this or
@@ -350,6 +350,7 @@ impl Source<'_> {
         // Memory travels while the processors copy their state.
         let dirty = self.session.tracker.collect()?;
         self.session.begin_round();
+        fault::last_round_begins();
         let left: u64 = dirty.iter().map(SlotBitmap::dirty_bytes).sum();
         let in_line = left <= IN_LINE_BYTES_MAX;
         if in_line {

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -14,16 +14,16 @@ use rustix::net::sockopt::{
 };
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, ServerConnection, StreamOwned};
-use shared_storage::trust::MEMBER_NAME;
 use shared_storage::trust::tls::MutualTls;
+use shared_storage::trust::{MEMBER_NAME, TrustError};
 use vm_memory::{VolatileSlice, bitmap::BitmapSlice};
 
 use super::lifeline::Lifeline;
 
 /// Connecting to one address takes no longer.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
-/// Nobody is trusted with more of our time before its first frame.
-const FIRST_FRAME_MAX: Duration = Duration::from_secs(10);
+/// Nobody is trusted with more of our time, all its bytes together, before it is known.
+pub const STRANGER_MAX: Duration = Duration::from_secs(10);
 /// A peer whose kernel does not answer for so long is gone (idle, then probes) ...
 const KEEPALIVE: Duration = Duration::from_secs(5);
 const KEEPALIVE_PROBES: u32 = 3;
@@ -40,12 +40,50 @@ const COPY_BYTES: usize = 64 << 10;
 /// One connection.
 pub enum Stream {
     /// On a trusted link.
-    Plain(TcpStream),
+    Plain(Socket),
     /// We connected.
-    TlsClient(Box<StreamOwned<ClientConnection, TcpStream>>),
+    TlsClient(Box<StreamOwned<ClientConnection, Socket>>),
     /// We were connected to.
-    TlsServer(Box<StreamOwned<ServerConnection, TcpStream>>),
+    TlsServer(Box<StreamOwned<ServerConnection, Socket>>),
 }
+
+/// A socket that a stranger may keep us waiting at until some moment, however few bytes at a time
+/// it sends.
+pub struct Socket {
+    tcp: TcpStream,
+    until: Option<Instant>,
+}
+
+impl Read for Socket {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if let Some(until) = self.until {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            self.tcp.set_read_timeout(Some(left))?;
+        }
+        self.tcp.read(into)
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, from: &[u8]) -> io::Result<usize> {
+        self.tcp.write(from)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.tcp.flush()
+    }
+}
+
+/// The certificates cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{0}; name a directory with authority.pem, certificate.pem and key.pem, as an agent keeps one \
+     for its host: identity/ in its --run-dir"
+)]
+pub struct SecurityError(#[source] TrustError);
 
 /// How connections are made and taken.
 #[derive(Clone, Default)]
@@ -53,15 +91,16 @@ pub struct Security(Option<MutualTls>);
 
 impl Security {
     /// Plain TCP, or mutual TLS with the certificates in `tls_dir`.
-    pub fn from_dir(tls_dir: Option<&Path>) -> Result<Self, shared_storage::trust::TrustError> {
-        Ok(Self(tls_dir.map(MutualTls::from_dir).transpose()?))
+    pub fn from_dir(tls_dir: Option<&Path>) -> Result<Self, SecurityError> {
+        let tls = tls_dir.map(MutualTls::from_dir).transpose();
+        Ok(Self(tls.map_err(SecurityError)?))
     }
 
     /// Connect to `to` (`HOST:PORT`). Until [`Stream::trust`] it has to answer soon.
     pub fn connect(&self, to: &str, lifeline: &Lifeline) -> io::Result<Stream> {
-        let socket = connect(to)?;
-        lifeline.hold(&socket)?;
-        prepare(&socket)?;
+        let tcp = connect(to)?;
+        lifeline.hold(&tcp)?;
+        let socket = prepare(tcp, Instant::now() + STRANGER_MAX)?;
         let Some(tls) = &self.0 else {
             return Ok(Stream::Plain(socket));
         };
@@ -72,9 +111,10 @@ impl Security {
         Ok(Stream::TlsClient(stream))
     }
 
-    /// Take over a connection that was accepted. Until [`Stream::trust`] it has to speak soon.
-    pub fn accept(&self, socket: TcpStream) -> io::Result<Stream> {
-        prepare(&socket)?;
+    /// Take over a connection that was accepted. Before [`Stream::trust`] nothing is waited for
+    /// any longer than `until`.
+    pub fn accept(&self, tcp: TcpStream, until: Instant) -> io::Result<Stream> {
+        let socket = prepare(tcp, until)?;
         let Some(tls) = &self.0 else {
             return Ok(Stream::Plain(socket));
         };
@@ -96,22 +136,31 @@ fn connect(to: &str) -> io::Result<TcpStream> {
     Err(failed)
 }
 
-fn prepare(socket: &TcpStream) -> io::Result<()> {
-    socket.set_nodelay(true)?;
-    set_socket_keepalive(socket, true)?;
-    set_tcp_keepidle(socket, KEEPALIVE)?;
-    set_tcp_keepintvl(socket, KEEPALIVE)?;
-    set_tcp_keepcnt(socket, KEEPALIVE_PROBES)?;
-    set_tcp_user_timeout(socket, BLOCKED_MAX.as_millis() as u32)?;
-    socket.set_read_timeout(Some(FIRST_FRAME_MAX))?;
-    socket.set_write_timeout(Some(BLOCKED_MAX))
+fn prepare(tcp: TcpStream, until: Instant) -> io::Result<Socket> {
+    tcp.set_nodelay(true)?;
+    set_socket_keepalive(&tcp, true)?;
+    set_tcp_keepidle(&tcp, KEEPALIVE)?;
+    set_tcp_keepintvl(&tcp, KEEPALIVE)?;
+    set_tcp_keepcnt(&tcp, KEEPALIVE_PROBES)?;
+    set_tcp_user_timeout(&tcp, BLOCKED_MAX.as_millis() as u32)?;
+    tcp.set_write_timeout(Some(BLOCKED_MAX))?;
+    Ok(Socket {
+        tcp,
+        until: Some(until),
+    })
 }
 
 impl Stream {
     /// It belongs to this migration: from now on it may be silent for as long as its kernel
     /// says that it is there.
-    pub fn trust(&self) -> io::Result<()> {
-        self.socket().set_read_timeout(Some(SILENCE_MAX))
+    pub fn trust(&mut self) -> io::Result<()> {
+        let socket = match self {
+            Self::Plain(socket) => socket,
+            Self::TlsClient(tls) => &mut tls.sock,
+            Self::TlsServer(tls) => &mut tls.sock,
+        };
+        socket.until = None;
+        socket.tcp.set_read_timeout(Some(SILENCE_MAX))
     }
 
     /// Nothing more is waited for than `limit`.
@@ -121,9 +170,9 @@ impl Stream {
 
     fn socket(&self) -> &TcpStream {
         match self {
-            Self::Plain(socket) => socket,
-            Self::TlsClient(tls) => &tls.sock,
-            Self::TlsServer(tls) => &tls.sock,
+            Self::Plain(socket) => &socket.tcp,
+            Self::TlsClient(tls) => &tls.sock.tcp,
+            Self::TlsServer(tls) => &tls.sock.tcp,
         }
     }
 
@@ -134,6 +183,23 @@ impl Stream {
         match poll(&mut socket, Some(&limit)) {
             Ok(ready) => Ok(ready > 0),
             Err(Errno::INTR) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Wait until there is something to hear; an error when one of `others` is lost meanwhile, which
+    /// nobody reads from.
+    pub fn wait_beside(&self, others: &[Self]) -> io::Result<()> {
+        let limit = Timespec::try_from(SILENCE_MAX).map_err(io::Error::other)?;
+        let mut sockets = vec![PollFd::new(self.socket(), PollFlags::IN)];
+        let others = others.iter().map(Self::socket);
+        sockets.extend(others.map(|socket| PollFd::new(socket, PollFlags::RDHUP)));
+        match poll(&mut sockets, Some(&limit)) {
+            // Whoever has something to say about it is heard first.
+            Ok(ready) if ready > 0 && sockets[0].revents().is_empty() => {
+                Err(io::ErrorKind::UnexpectedEof.into())
+            }
+            Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
@@ -149,7 +215,7 @@ impl Stream {
         head: &[u8],
         pages: &[VolatileSlice<'_, B>],
     ) -> io::Result<()> {
-        if let Self::Plain(socket) = self {
+        if let Self::Plain(Socket { tcp, .. }) = self {
             let mut buffers = vec![buffer(head.as_ptr(), head.len())];
             buffers.extend(
                 pages
@@ -159,7 +225,7 @@ impl Stream {
             return all_buffers(&mut buffers, |buffers| {
                 // SAFETY: every buffer lies in `head` or in guest memory, both of which live
                 // through the call; the kernel only reads them.
-                unsafe { libc::writev(socket.as_raw_fd(), buffers.as_ptr(), count(buffers)) }
+                unsafe { libc::writev(tcp.as_raw_fd(), buffers.as_ptr(), count(buffers)) }
             });
         }
         self.write_all(head)?;
@@ -181,7 +247,7 @@ impl Stream {
         &mut self,
         pages: &[VolatileSlice<'_, B>],
     ) -> io::Result<()> {
-        if let Self::Plain(socket) = self {
+        if let Self::Plain(Socket { tcp, .. }) = self {
             let mut buffers: Vec<_> = pages
                 .iter()
                 .map(|p| buffer(p.ptr_guard_mut().as_ptr(), p.len()))
@@ -189,7 +255,7 @@ impl Stream {
             return all_buffers(&mut buffers, |buffers| {
                 // SAFETY: every buffer lies in guest memory, which lives through the call and
                 // to which no Rust reference exists.
-                unsafe { libc::readv(socket.as_raw_fd(), buffers.as_ptr(), count(buffers)) }
+                unsafe { libc::readv(tcp.as_raw_fd(), buffers.as_ptr(), count(buffers)) }
             });
         }
         let mut copy = vec![0; COPY_BYTES];

@@ -8,8 +8,8 @@
 
 use std::convert::Infallible;
 use std::net::TcpStream;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -105,20 +105,18 @@ fn welcome(
         holder: guest.holder(),
         state_us: state_takes.as_micros() as u64,
     };
-    tell(&mut control, Kind::Accept, &accept)?;
+    tell(&mut control, Kind::Accept, 0, &accept)?;
     let data = join_all(listening, hello, &control)?;
     // Waiting threads wake up when their sockets are closed, however this ends.
-    let closers = Closers(
-        data.iter()
-            .filter_map(|stream| stream.closer().ok())
-            .collect(),
-    );
+    let closers = data.iter().map(|stream| Mutex::new(stream.closer().ok()));
+    let closers = Closers(closers.collect());
     let connections = data.len();
     thread::scope(|scope| {
-        let (ends, ended) = channel();
-        for mut stream in data {
-            let (memory, ends) = (&*memory, ends.clone());
-            scope.spawn(move || receive_data(&mut stream, memory, &ends));
+        // Each has one thing to say a round; one that says more waits until it is asked for.
+        let (ends, ended) = sync_channel(connections);
+        for (connection, stream) in data.into_iter().enumerate() {
+            let (memory, ends, closers) = (&*memory, ends.clone(), &closers);
+            scope.spawn(move || receive_data(connection, stream, memory, &ends, closers));
         }
         drop(ends);
         let received = Target {
@@ -130,38 +128,57 @@ fn welcome(
             urgent: None,
         }
         .run(hello);
-        drop(closers);
+        closers.close();
         received
     })
 }
 
-struct Closers(Vec<TcpStream>);
+/// Of each data connection.
+struct Closers(Vec<Mutex<Option<TcpStream>>>);
 
-impl Drop for Closers {
-    fn drop(&mut self) {
-        for socket in &self.0 {
-            // It may be closed already.
-            let _ = socket.shutdown(std::net::Shutdown::Both);
+impl Closers {
+    fn close(&self) {
+        for connection in 0..self.0.len() {
+            if let Some(socket) = self.take(connection) {
+                // It may be closed already.
+                let _ = socket.shutdown(std::net::Shutdown::Both);
+            }
         }
+    }
+
+    fn take(&self, connection: usize) -> Option<TcpStream> {
+        let lock = self.0[connection].lock();
+        lock.unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
 /// What a data connection has to say: the end of a round, or its own.
-type End = Result<u32, String>;
+struct End {
+    connection: usize,
+    what: Result<u32, String>,
+}
 
-fn receive_data(stream: &mut Stream, memory: &GuestMemory, ends: &Sender<End>) {
-    loop {
-        let end = match receive_frame(stream, memory) {
-            Ok(None) => continue,
-            Ok(Some(round)) => Ok(round),
-            Err(error) => Err(error.to_string()),
-        };
-        let failed = end.is_err();
-        // The receiver is gone when the migration is over.
-        if ends.send(end).is_err() || failed {
-            return;
+fn receive_data(
+    connection: usize,
+    mut stream: Stream,
+    memory: &GuestMemory,
+    ends: &SyncSender<End>,
+    closers: &Closers,
+) {
+    // The receiver is gone when the migration is over.
+    let tell = |what| ends.send(End { connection, what });
+    let error = loop {
+        match receive_frame(&mut stream, memory) {
+            Ok(None) => {}
+            Ok(Some(round)) if tell(Ok(round)).is_ok() => {}
+            Ok(Some(_)) => return,
+            Err(error) => break error,
         }
-    }
+    };
+    // Closed, with what was not read, it resets a source that waits for room in it. Shut for
+    // reading, it would leave the source to find out when it next probes for room (200 ms).
+    drop((stream, closers.take(connection)));
+    let _ = tell(Err(error.to_string()));
 }
 
 /// One frame; the round that it ends, if it does.
@@ -250,18 +267,22 @@ impl Target<'_> {
 
     /// Every data connection has to have said that it is through with the round.
     fn finish_round(&mut self, round: u32) -> Result<(), MigrationError> {
-        for _ in 0..self.connections {
-            match self.ended.recv() {
-                Ok(Ok(ended)) if ended == round => {}
-                Ok(Ok(other)) => {
-                    let why = format!("round {other} ended where {round} was under way");
-                    return Err(MigrationError::Protocol(why));
-                }
-                Ok(Err(why)) => return Err(MigrationError::Protocol(why)),
-                Err(_) => return Err(MigrationError::Here("a receiving thread has died".into())),
+        let mut through = vec![false; self.connections];
+        while through.contains(&false) {
+            let Ok(End { connection, what }) = self.ended.recv() else {
+                return Err(MigrationError::Here("a receiving thread has died".into()));
+            };
+            let ended = what.map_err(MigrationError::Protocol)?;
+            if ended != round {
+                let why = format!("round {ended} ended where {round} was under way");
+                return Err(MigrationError::Protocol(why));
+            }
+            if std::mem::replace(&mut through[connection], true) {
+                let why = format!("a data connection ended round {round} twice");
+                return Err(MigrationError::Protocol(why));
             }
         }
-        tell(&mut self.control, Kind::RoundDone, &round)
+        tell(&mut self.control, Kind::RoundDone, round, &round)
     }
 
     fn take_state(&mut self, hello: &Hello, state: &StateFrame) -> Result<(), MigrationError> {
@@ -278,7 +299,7 @@ impl Target<'_> {
             Ok(Ready { verified })
         });
         let ready = self.or_refuse(here)?;
-        tell(&mut self.control, Kind::Ready, &ready)
+        tell(&mut self.control, Kind::Ready, 0, &ready)
     }
 
     /// What failed here is told to the source.
@@ -360,8 +381,9 @@ impl Target<'_> {
 fn tell<T: serde::Serialize>(
     control: &mut Stream,
     kind: Kind,
+    round: u32,
     payload: &T,
 ) -> Result<(), MigrationError> {
-    wire::send(control, kind, 0, payload)
+    wire::send(control, kind, round, payload)
         .map_err(MigrationError::connection("talk to", &"the source"))
 }

@@ -275,10 +275,10 @@ pub fn send<T: Serialize>(
     payload: &T,
 ) -> io::Result<()> {
     let payload = codec::encode(payload)?;
-    fault::pass(Moment::Before, kind)?;
+    fault::pass(Moment::Before, kind, round)?;
     to.write_all(&control(kind, round, &payload))?;
     to.flush()?;
-    fault::pass(Moment::After, kind)
+    fault::pass(Moment::After, kind, round)
 }
 
 /// Read a header and the payload or table that belongs to it.
@@ -306,6 +306,7 @@ pub fn receive(from: &mut dyn Read) -> io::Result<(Header, Vec<u8>)> {
     if crc32c::crc32c(&payload) != header.checksum {
         return Err(invalid("a frame's payload is damaged"));
     }
+    fault::pass(Moment::Upon, header.kind, header.round)?;
     Ok((header, payload))
 }
 

@@ -166,6 +166,7 @@ pub fn migrate_until(
             listener: &listener,
             security: &security,
             until: None,
+            patience: PATIENCE,
         };
         target::receive(&listening, &mut arrival).map(|_| arrival.into_guest())
     });
@@ -179,10 +180,8 @@ pub fn migrate_until(
         }
         // Before it accepted the offer the target goes on listening.
         Outcome::Stayed(error @ MigrationError::Refused(_)) => Err(error),
-        // Nor does one that was cancelled before it had said a word to the target.
-        Outcome::Stayed(error @ MigrationError::Cancelled)
-            if guest.departures().latest().progress().sent_bytes == 0 =>
-        {
+        // Nor does one whose source has perhaps not said a word to it.
+        Outcome::Stayed(error) if guest.departures().latest().progress().sent_bytes == 0 => {
             Err(error)
         }
         Outcome::Stayed(error) => {

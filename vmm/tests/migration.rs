@@ -8,15 +8,20 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use moving::{
-    boot_probe, count, migrate, report, verify_all_pages, verify_all_pages_at_rest, wait_for, wish,
+    PATIENCE, boot_probe, count, migrate, report, verify_all_pages, verify_all_pages_at_rest,
+    wait_for, wish,
 };
 use probe::report::Report;
+use vm_memory::{Bytes, GuestAddress};
 use vmm::guest::{GuestError, Hold};
+use vmm::machine::Inspect;
+use vmm::migration::dirty::{PAGE_BYTES, SlotBitmap, Tracker};
 use vmm::migration::source::Outcome;
 use vmm::notice::Notice;
+use vmm::vcpu::state;
 use vmm_core::control::Happening;
 use vmm_core::lifecycle::State;
-use vmm_core::migration::Phase;
+use vmm_core::migration::{Migrate, Phase};
 
 /// A busy machine does not get through all of them in time; so many it must.
 const FEWEST: u64 = 6;
@@ -106,6 +111,97 @@ fn a_guest_moves_to_and_fro() {
     }
     println!("{done} times in {:?}", began.elapsed());
     verify_all_pages(&guest);
+}
+
+#[test]
+fn a_guest_with_guests_of_its_own_is_refused_before_anybody_is_called() {
+    const EFER_SVME: u64 = 1 << 12;
+    let dir = tempfile::tempdir().unwrap();
+    let Some(guest) = boot_probe(dir.path(), "fill_mib=1", 2, 64) else {
+        return;
+    };
+    guest.hold(Hold::Operator).unwrap();
+    // KVM shows its guests no SVM here, but takes the bit from us.
+    let enable = |machine: &dyn Inspect| {
+        machine.vcpus()[1].act(|processor, _| {
+            let mut sregs = processor.get_sregs().unwrap();
+            sregs.efer |= EFER_SVME;
+            let _ = processor.set_sregs(&sregs);
+            processor.get_sregs().unwrap().efer & EFER_SVME != 0
+        })
+    };
+    if !guest.inspect(enable).unwrap() {
+        println!("SKIPPED: KVM does not take EFER.SVME");
+        return;
+    }
+    let nobody = "127.0.0.1:1".to_owned();
+    for dry_run in [true, false] {
+        let wish = Migrate {
+            dry_run,
+            ..wish(nobody.clone())
+        };
+        let refused = guest.departures().depart(&guest, &wish).unwrap_err();
+        assert!(refused.to_string().contains("modprobe -r"), "{refused}");
+    }
+    guest.end();
+}
+
+#[test]
+fn a_running_guest_is_asked_for_guests_of_its_own_and_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(guest) = boot_probe(dir.path(), "fill_mib=1", 2, 64) else {
+        return;
+    };
+    let ask = |machine: &dyn Inspect| -> Vec<_> {
+        let vcpus = machine.vcpus().iter();
+        vcpus.map(|vcpu| vcpu.have_read(state::is_nested)).collect()
+    };
+    let answers = guest.inspect(ask).unwrap();
+    let answers: Vec<_> = answers.iter().map(|a| a.recv_timeout(PATIENCE)).collect();
+    assert_eq!(answers, [Ok(false), Ok(false)]);
+    let turns = report(&guest).unwrap().vcpus[1].turns;
+    wait_for(&guest, "that it goes on", |report| {
+        report.vcpus[1].turns > turns
+    });
+    guest.end();
+}
+
+/// What a disk or the network writes into memory has to travel as what the guest writes.
+#[test]
+fn what_devices_write_counts_as_dirty_until_it_is_collected() {
+    const AT: u64 = 48 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let Some(guest) = boot_probe(dir.path(), "fill_mib=1", 1, 64) else {
+        return;
+    };
+    guest.hold(Hold::Operator).unwrap();
+    let tracker = Tracker::start(guest.dirty_log().unwrap(), guest.memory().clone()).unwrap();
+    let all = tracker.collect().unwrap();
+    for bitmap in &all {
+        tracker.clear(bitmap, 0, &bitmap.words).unwrap();
+    }
+    assert_eq!(tracker.dirty_bytes().unwrap(), 0);
+    // As a device does: through the memory that it was given.
+    let block = [0x5a; 3 * PAGE_BYTES as usize];
+    guest
+        .memory()
+        .write_slice(&block, GuestAddress(AT))
+        .unwrap();
+    for _ in 0..2 {
+        assert_eq!(tracker.dirty_bytes().unwrap(), 3 * PAGE_BYTES);
+        assert_eq!(tracker.dirty_bytes_among(&all).unwrap(), 3 * PAGE_BYTES);
+    }
+    let collected: u64 = tracker
+        .collect()
+        .unwrap()
+        .iter()
+        .map(SlotBitmap::dirty_bytes)
+        .sum();
+    assert_eq!(
+        (collected, tracker.dirty_bytes().unwrap()),
+        (3 * PAGE_BYTES, 0)
+    );
+    guest.end();
 }
 
 #[test]

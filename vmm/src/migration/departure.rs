@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use shared_storage::image::ImageIdentity;
 use shared_storage::lease::{HandOver, LeaseRecord};
@@ -21,15 +21,21 @@ use super::wire::{Hello, Token};
 use crate::codec;
 use crate::error::one_line;
 use crate::guest::{Guest, Hold, Moment};
-use crate::machine::Saving;
 use crate::machine::state::STATE_VERSION;
+use crate::machine::{Inspect, Saving};
 use crate::notice::Notice;
-use crate::vcpu::state::VcpuState;
+use crate::vcpu::state::{self, VcpuState};
 
 /// The datastore has so long to answer at the commit, ...
 const COMMIT_LIMIT: Duration = Duration::from_secs(10);
 /// ... and so long beyond the first round to say beforehand how long that would take.
 const REHEARSAL_LIMIT: Duration = Duration::from_millis(500);
+/// A processor that has not said by then whether it runs guests of its own is asked again when it
+/// stands still.
+const NESTED_LIMIT: Duration = Duration::from_millis(500);
+
+const NESTED: &str = "the guest runs virtual machines of its own, which cannot move; stop them \
+                      and unload its kvm module (modprobe -r kvm_amd kvm_intel)";
 
 /// Departures of one guest: one at a time.
 #[derive(Default)]
@@ -117,6 +123,7 @@ fn depart(
     let here = |error: &dyn std::error::Error| MigrationError::Here(one_line(error));
     let security = Security::from_dir(wish.tls_dir.as_deref().map(Path::new));
     let security = security.map_err(|error| here(&error))?;
+    refuse_nested(guest)?;
     // Before the log: whatever the machine asks for from now on shows at the switch-over.
     let since = guest.moment();
     let lease = guest.lease().and_then(|lease| lease.record());
@@ -162,6 +169,25 @@ fn depart(
     // After the notice: whoever waits for this finds it.
     guest.left();
     Ok(outcome)
+}
+
+/// That cannot move, which is better known before anything travels.
+fn refuse_nested(guest: &Guest) -> Result<(), MigrationError> {
+    let ask = |machine: &dyn Inspect| -> Vec<_> {
+        let vcpus = machine.vcpus().iter();
+        vcpus.map(|vcpu| vcpu.have_read(state::is_nested)).collect()
+    };
+    let answers = guest.inspect(ask);
+    let answers = answers.map_err(|error| MigrationError::Here(one_line(&error)))?;
+    let give_up = Instant::now() + NESTED_LIMIT;
+    let says_so = |answer: &Receiver<bool>| {
+        let left = give_up.saturating_duration_since(Instant::now());
+        answer.recv_timeout(left) == Ok(true)
+    };
+    if answers.iter().any(says_so) {
+        return Err(MigrationError::Here(NESTED.to_owned()));
+    }
+    Ok(())
 }
 
 /// Keeps connections apart and names the hand-over; TLS keeps strangers out.
@@ -250,11 +276,7 @@ impl SourceGuest for Driver<'_> {
         let state = self.guest.finish_save(saving);
         let state = state.map_err(|error| one_line(&error))?;
         if state.vcpus.iter().any(VcpuState::is_nested) {
-            return Err(
-                "the guest runs virtual machines of its own, which cannot move; stop them and \
-                 unload its kvm module (modprobe -r kvm_amd kvm_intel)"
-                    .to_owned(),
-            );
+            return Err(NESTED.to_owned());
         }
         Ok(Saved {
             machine: codec::encode(&state).map_err(|error| one_line(&error))?,

@@ -80,10 +80,7 @@ impl Tracker {
     /// until [`Tracker::clear`].
     pub fn collect(&self) -> Result<Vec<SlotBitmap>, KvmError> {
         let slots = self.memory.iter().enumerate().map(|(slot, region)| {
-            let mut words = self.fetch(slot)?;
-            for (word, ours) in words.iter_mut().zip(device_writes(region).get_and_reset()) {
-                *word |= ours;
-            }
+            let words = self.fetch_and(slot, device_writes(region).get_and_reset())?;
             Ok(SlotBitmap {
                 slot,
                 base: region.start_addr().raw_value(),
@@ -94,21 +91,26 @@ impl Tracker {
         slots.collect()
     }
 
-    /// How many bytes the guest has dirtied; nothing is forgotten by telling.
+    /// How many bytes the guest and our devices have dirtied; nothing is forgotten by telling.
     pub fn dirty_bytes(&self) -> Result<u64, KvmError> {
-        let slots = 0..self.memory.num_regions();
-        slots.map(|slot| Ok(bytes_marked(&self.fetch(slot)?))).sum()
+        let slots = self.memory.iter().enumerate();
+        slots
+            .map(|(slot, region)| Ok(bytes_marked(&self.look(slot, region)?)))
+            .sum()
     }
 
-    /// How many bytes of the pages marked in `watched` the guest has dirtied.
+    /// How many bytes of the pages marked in `watched` were dirtied.
     pub fn dirty_bytes_among(&self, watched: &[SlotBitmap]) -> Result<u64, KvmError> {
-        let slots = watched.iter().map(|bitmap| {
-            let mut words = self.fetch(bitmap.slot)?;
-            for (word, watched) in words.iter_mut().zip(&bitmap.words) {
-                *word &= watched;
-            }
-            Ok(bytes_marked(&words))
-        });
+        let slots = watched
+            .iter()
+            .zip(self.memory.iter())
+            .map(|(bitmap, region)| {
+                let mut words = self.look(bitmap.slot, region)?;
+                for (word, watched) in words.iter_mut().zip(&bitmap.words) {
+                    *word &= watched;
+                }
+                Ok(bytes_marked(&words))
+            });
         slots.sum()
     }
 
@@ -123,6 +125,25 @@ impl Tracker {
         let first_page = first_word as u64 * PAGES_PER_WORD;
         let pages = (words.len() as u64 * PAGES_PER_WORD).min(bitmap.pages - first_page);
         self.log.clear(bitmap.slot, first_page, pages as u32, words)
+    }
+
+    /// What is dirty, by whomever; nothing is forgotten.
+    fn look(
+        &self,
+        slot: usize,
+        region: &GuestRegionMmap<AtomicBitmap>,
+    ) -> Result<Vec<u64>, KvmError> {
+        // What a copy forgets stays.
+        self.fetch_and(slot, device_writes(region).clone().get_and_reset())
+    }
+
+    /// What KVM has logged, and `ours`.
+    fn fetch_and(&self, slot: usize, ours: Vec<u64>) -> Result<Vec<u64>, KvmError> {
+        let mut words = self.fetch(slot)?;
+        for (word, ours) in words.iter_mut().zip(ours) {
+            *word |= ours;
+        }
+        Ok(words)
     }
 
     fn fetch(&self, slot: usize) -> Result<Vec<u64>, KvmError> {

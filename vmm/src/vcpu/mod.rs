@@ -73,7 +73,11 @@ struct Shared {
     began: Mutex<Option<Instant>>,
     /// How long to rest at the next interruption, in microseconds.
     rest_us: AtomicU64,
+    /// What is to be read of it at the next interruption, or as soon as it is parked.
+    to_read: Mutex<Option<Read>>,
 }
+
+type Read = Box<dyn FnOnce(&VcpuFd) + Send>;
 
 impl Shared {
     fn processor(&self) -> MutexGuard<'_, VcpuFd> {
@@ -86,6 +90,18 @@ impl Shared {
     fn act<T>(&self, act: impl FnOnce(&VcpuFd, &mut Known) -> T) -> T {
         let processor = self.processor();
         act(&processor, &mut self.known())
+    }
+
+    /// Read what was asked for, if it has not been read yet.
+    fn read(&self, processor: &VcpuFd) {
+        let wanted = self.to_read().take();
+        if let Some(read) = wanted {
+            read(processor);
+        }
+    }
+
+    fn to_read(&self) -> MutexGuard<'_, Option<Read>> {
+        self.to_read.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -169,6 +185,7 @@ impl Vcpu {
             is_urgent: AtomicBool::new(false),
             began: Mutex::new(None),
             rest_us: AtomicU64::new(0),
+            to_read: Mutex::new(None),
         });
         let (orders, inbox) = mpsc::channel();
         let runner = run::Runner {
@@ -286,6 +303,25 @@ impl Vcpu {
         self.order(Order::Act(Box::new(move |shared| {
             // Whoever asked may care no more.
             let _ = reply.send(shared.act(act));
+        })));
+        answer
+    }
+
+    /// Have its own thread read something of this processor, whether it runs or is parked. Nothing
+    /// comes of it when somebody asks for something else before it is read.
+    pub fn have_read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&VcpuFd) -> T + Send + 'static,
+    ) -> Receiver<T> {
+        let (reply, answer) = mpsc::channel();
+        let read = Box::new(move |processor: &VcpuFd| {
+            // Whoever asked may care no more.
+            let _ = reply.send(read(processor));
+        });
+        *self.shared.to_read() = Some(read);
+        self.interrupt();
+        self.order(Order::Act(Box::new(|shared| {
+            shared.read(&shared.processor());
         })));
         answer
     }

@@ -77,7 +77,7 @@ impl Runner {
         while !ended && !self.shared.park.load(Ordering::SeqCst) {
             match self.enter(&mut processor) {
                 Next::Again => {}
-                Next::Interrupted => self.rest(),
+                Next::Interrupted => self.rest(&processor),
                 Next::End(notice) => {
                     self.reports.tell(notice);
                     ended = true;
@@ -87,10 +87,11 @@ impl Runner {
         self.complete(&mut processor);
     }
 
-    /// Rest if that is wanted. A request to park, which may be what interrupted it, is seen
+    /// Let whoever asked read, and rest if that is wanted. A request to park, which may be what interrupted it, is seen
     /// after the reset of the flag, as in [`Runner::run`].
-    fn rest(&self) {
+    fn rest(&self, processor: &VcpuFd) {
         self.immediate_exit.clear();
+        self.shared.read(processor);
         let mut left = Duration::from_micros(self.shared.rest_us.swap(0, Ordering::AcqRel));
         if left == NOTICE {
             return;

@@ -52,8 +52,17 @@ const EFER_SVME: u64 = 1 << 12;
 impl VcpuState {
     /// Does the guest run virtual machines of its own? Their state is not part of this.
     pub fn is_nested(&self) -> bool {
-        self.sregs.cr4 & CR4_VMXE != 0 || self.sregs.efer & EFER_SVME != 0
+        has_guests(&self.sregs)
     }
+}
+
+fn has_guests(sregs: &kvm_sregs) -> bool {
+    sregs.cr4 & CR4_VMXE != 0 || sregs.efer & EFER_SVME != 0
+}
+
+/// The same of a processor that may run, as far as it can be told.
+pub fn is_nested(processor: &VcpuFd) -> bool {
+    processor.get_sregs().is_ok_and(|sregs| has_guests(&sregs))
 }
 
 /// Why a processor's state cannot be copied or poured in.

@@ -25,6 +25,8 @@ const ANSWER: Duration = Duration::from_millis(500);
 const SOURCE_STEPS: [&str; 8] = [
     "hello", "join", "draft", "pages", "end", "round", "state", "commit",
 ];
+/// Only in some migrations.
+const RARE_SOURCE_STEPS: [&str; 2] = ["zero", "abort"];
 const TARGET_STEPS: [&str; 4] = ["accept", "rounddone", "ready", "running"];
 /// Where a lease makes a difference.
 const LEASE_STEPS: [&str; 4] = ["state", "ready", "commit", "running"];
@@ -36,25 +38,66 @@ enum Place {
     Nowhere,
 }
 
+/// A guest that hardly writes: little is left when it is stopped, and goes ahead of its state.
+const QUIET: &str = "fill_mib=4";
+/// One that leaves enough for a round of its own when it is stopped.
+const BUSY: &str = "fill_mib=16 hot_mib=8 rate_mib_s=max sweep_mib_s=0";
+/// If it has time to dirty all of that, and may stand still for as long as that takes to send.
+const LARGE_LAST_ROUND: [&str; 4] = ["--blackout-max-ms", "1000", "--bandwidth-max", "67108864"];
+/// One that dirties pages with zeroes, which is no probe.
+const ZEROES: &str = "";
+
 #[derive(Debug, Clone, Copy)]
 struct Fault {
     moment: &'static str,
     step: &'static str,
+    /// The round in which it happens, as `GODWIT_FAIL_AT` takes it.
+    which: &'static str,
     act: &'static str,
     lease: bool,
+    guest: &'static str,
+    /// What fails on the other side.
+    other: Option<&'static str>,
 }
 
 impl Fault {
+    /// At the first such step of a quiet guest without a lease.
+    const fn new(moment: &'static str, step: &'static str, act: &'static str) -> Self {
+        Self {
+            moment,
+            step,
+            which: "",
+            act,
+            lease: false,
+            guest: QUIET,
+            other: None,
+        }
+    }
+
+    /// Who sends the frame fails before or after it, who hears it upon it.
     fn is_at_source(&self) -> bool {
-        SOURCE_STEPS.contains(&self.step)
+        let mut steps = SOURCE_STEPS.iter().chain(&RARE_SOURCE_STEPS);
+        steps.any(|step| *step == self.step) != (self.moment == "upon")
+    }
+
+    fn wish(&self) -> String {
+        let Self {
+            moment,
+            step,
+            which,
+            act,
+            ..
+        } = self;
+        format!("{moment}-{step}{which}:{act}")
     }
 
     /// Where the guest has to run afterwards.
     fn place(&self) -> Place {
         let killed = self.act == "kill";
         match (self.moment, self.step) {
-            ("before", "commit") if !self.lease => Place::Nowhere,
-            (_, "commit") => Place::Target,
+            ("upon", "commit") if killed => Place::Nowhere,
+            ("before" | "upon", "commit") if !self.lease => Place::Nowhere,
+            (_, "commit") | ("upon", "running") => Place::Target,
             (_, "running") if !killed => Place::Target,
             // The target has said that it is ready, or that it runs, and is gone.
             (_, "running") | ("after", "ready") => Place::Nowhere,
@@ -68,13 +111,10 @@ impl Fault {
 struct Vmm(Child);
 
 impl Vmm {
-    fn start(dir: &Path, fault: Option<Fault>, arguments: &[&str]) -> Self {
+    fn start(dir: &Path, fault: Option<&str>, arguments: &[&str]) -> Self {
         let mut command = command(dir, arguments);
-        if let Some(Fault {
-            moment, step, act, ..
-        }) = fault
-        {
-            command.env("GODWIT_FAIL_AT", format!("{moment}-{step}:{act}"));
+        if let Some(fault) = fault {
+            command.env("GODWIT_FAIL_AT", fault);
         }
         Self(command.stderr(Stdio::piped()).spawn().unwrap())
     }
@@ -145,7 +185,12 @@ fn datastore(dir: &Path) {
 fn play(fault: Fault) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path();
-    std::fs::write(path.join("probe"), probe::IMAGE).unwrap();
+    let kernel = match fault.guest {
+        ZEROES => little::kernel(&little::zeroes()),
+        _ => probe::IMAGE.to_vec(),
+    };
+    std::fs::write(path.join("kernel"), kernel).unwrap();
+    let cmdline = format!("cpus=1 {}", fault.guest);
     let mut flags = [vec![], vec![]];
     if fault.lease {
         datastore(path);
@@ -158,9 +203,9 @@ fn play(fault: Fault) {
     let run = [
         "run",
         "--kernel",
-        "probe",
+        "kernel",
         "--cmdline",
-        "cpus=1 fill_mib=4",
+        &cmdline,
         "--memory",
         "64",
         "--console",
@@ -178,22 +223,43 @@ fn play(fault: Fault) {
         "target",
     ];
     let (source_socket, target_socket) = (path.join("source"), path.join("target"));
-    let at = |side: bool| Some(fault).filter(|fault| fault.is_at_source() == side);
-    let mut source = Vmm::start(path, at(true), &[&run[..], &flags[0]].concat());
-    let mut target = Vmm::start(path, at(false), &[&receive[..], &flags[1]].concat());
+    let wish = fault.wish();
+    let (at_source, at_target) = if fault.is_at_source() {
+        (Some(&wish[..]), fault.other)
+    } else {
+        (fault.other, Some(&wish[..]))
+    };
+    let mut source = Vmm::start(path, at_source, &[&run[..], &flags[0]].concat());
+    let mut target = Vmm::start(path, at_target, &[&receive[..], &flags[1]].concat());
     let address = target.address();
     eventually(fault, "the guest", || runs(&source_socket));
     let migrate = ["migrate", "--api-socket", "source", "--to", &address];
-    let told = little::vmm(
-        path,
-        &[&migrate[..], &["--accept-longer", "--verify"]].concat(),
-    );
+    // Nobody waits for minutes for a target that compares no memory.
+    let verify: &[&str] = if fault.act == "stop" {
+        &[]
+    } else {
+        &["--verify"]
+    };
+    let goal = match (fault.which, fault.guest) {
+        ("@last", BUSY) => &LARGE_LAST_ROUND[..],
+        _ => &["--accept-longer"],
+    };
+    let began = Instant::now();
+    let told = little::vmm(path, &[&migrate[..], goal, verify].concat());
+    let took = began.elapsed();
+    let said = String::from_utf8_lossy(&told.stderr);
     match fault.place() {
         Place::Source => {
             eventually(fault, "the source running it", || runs(&source_socket));
             assert!(!runs(&target_socket), "{fault:?}: both run it");
             // A target that nobody has spoken to waits on; any other leaves nothing behind.
-            if (fault.moment, fault.step) != ("before", "hello") {
+            let waits_on = match fault.moment {
+                "before" => fault.step == "hello",
+                "upon" => fault.step == "hello" && fault.act == "cut",
+                _ => false,
+            };
+            // One that stands still cannot end.
+            if !waits_on && fault.act != "stop" {
                 eventually(fault, "the target ending", || target.has_ended());
             }
         }
@@ -214,38 +280,97 @@ fn play(fault: Fault) {
             // the source knows.
             let knows = fault.lease || fault.step == "running";
             assert!(knows || !told.status.success(), "{fault:?}: {told:?}");
+            // Who lives and cannot know says so, and what becomes of the guest.
+            let uncertain = !knows && (!fault.is_at_source() || fault.act != "kill");
+            let words = "stands still on this host";
+            assert!(!uncertain || said.contains(words), "{fault:?}: {said}");
         }
     }
+    println!("{took:?} {fault:?}: {:?}", fault.place());
+}
+
+fn play_all(faults: &[Fault]) {
+    if cannot_run_guests() {
+        return;
+    }
+    let began = Instant::now();
+    faults.iter().copied().for_each(play);
+    println!("{} failures in {:?}", faults.len(), began.elapsed());
 }
 
 #[test]
 fn a_failure_at_any_step_leaves_one_place_at_most_to_run_the_guest() {
-    if cannot_run_guests() {
-        return;
-    }
     let mut faults = Vec::new();
     for lease in [false, true] {
         let steps = SOURCE_STEPS.iter().chain(&TARGET_STEPS);
         for step in steps.filter(|step| !lease || LEASE_STEPS.contains(step)) {
-            for moment in ["before", "after"] {
+            for moment in ["before", "after", "upon"] {
                 for act in ["kill", "cut"] {
-                    faults.push(Fault {
-                        moment,
-                        step,
-                        act,
-                        lease,
-                    });
+                    let fault = Fault::new(moment, step, act);
+                    faults.push(Fault { lease, ..fault });
                 }
             }
         }
     }
-    // The end of a round is nothing that can fail after it was said.
-    faults.retain(|fault| (fault.moment, fault.step) != ("after", "end"));
-    let began = Instant::now();
-    for fault in &faults {
-        let case = Instant::now();
-        play(*fault);
-        println!("{:?} {fault:?}: {:?}", case.elapsed(), fault.place());
+    faults.retain(|fault| match (fault.moment, fault.step) {
+        // The end of a round is nothing that can fail after it was said.
+        ("after", "end") => false,
+        // One data connection of many that a target does not understand: it waits for another.
+        ("upon", "join") => fault.act == "kill",
+        _ => true,
+    });
+    play_all(&faults);
+}
+
+#[test]
+fn a_failure_in_any_round_leaves_one_place_at_most_to_run_the_guest() {
+    let mut faults = Vec::new();
+    for act in ["kill", "cut"] {
+        let points = [
+            // The round over all memory, ...
+            ("after", "pages", "@1", QUIET),
+            ("before", "end", "@1", QUIET),
+            ("before", "round", "@1", QUIET),
+            ("before", "rounddone", "@1", QUIET),
+            ("after", "rounddone", "@1", QUIET),
+            ("upon", "pages", "@1", QUIET),
+            ("upon", "end", "@1", QUIET),
+            ("upon", "round", "@1", QUIET),
+            ("upon", "rounddone", "@1", QUIET),
+            // ... one over what was dirtied meanwhile, ...
+            ("before", "pages", "@2", BUSY),
+            ("before", "end", "@2", BUSY),
+            ("before", "rounddone", "@2", BUSY),
+            ("upon", "pages", "@2", BUSY),
+            ("upon", "end", "@2", BUSY),
+            ("before", "zero", "@2", ZEROES),
+            ("after", "zero", "@2", ZEROES),
+            ("upon", "zero", "@2", ZEROES),
+            // ... and what is left when the guest stands still, over data connections or none.
+            ("before", "pages", "@last", BUSY),
+            ("before", "end", "@last", BUSY),
+            ("before", "round", "@last", BUSY),
+            ("after", "round", "@last", BUSY),
+            ("upon", "rounddone", "@last", BUSY),
+            ("before", "pages", "@last", QUIET),
+            ("after", "pages", "@last", QUIET),
+        ];
+        faults.extend(points.map(|(moment, step, which, guest)| Fault {
+            which,
+            guest,
+            ..Fault::new(moment, step, act)
+        }));
+        // What a source says whose target has failed.
+        faults.push(Fault {
+            other: Some("before-ready:cut"),
+            ..Fault::new("before", "abort", act)
+        });
     }
-    println!("{} failures in {:?}", faults.len(), began.elapsed());
+    play_all(&faults);
+}
+
+/// The guest stands still meanwhile, but not for long.
+#[test]
+fn a_target_that_falls_silent_at_the_switch_over_is_not_waited_for() {
+    play_all(&[Fault::new("before", "ready", "stop")]);
 }

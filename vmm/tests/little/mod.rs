@@ -19,6 +19,23 @@ pub const ECHO: [u8; 17] = [
     0xeb, 0xef, // jmp to the start
 ];
 
+/// 32-bit code that goes on writing zeroes into each page of 16 MiB, which it has written before.
+#[allow(dead_code, reason = "not every test's guest dirties memory")]
+pub fn zeroes() -> Vec<u8> {
+    const FROM: u32 = 0x100_0000;
+    const TO: u32 = 0x200_0000;
+    let mut code = vec![0xb8]; // mov eax, FROM
+    code.extend(FROM.to_le_bytes());
+    code.extend([0xc7, 0x00, 0, 0, 0, 0]); // mov dword [eax], 0
+    code.push(0x05); // add eax, 4096
+    code.extend(4096u32.to_le_bytes());
+    code.push(0x3d); // cmp eax, TO
+    code.extend(TO.to_le_bytes());
+    code.extend([0x72, 0xee]); // jb to the store
+    code.extend([0xeb, 0xe7]); // jmp to the start
+    code
+}
+
 /// The `vmm` command, in `dir`.
 pub fn command(dir: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vmm"));

@@ -60,6 +60,9 @@ enum Table {
         /// Data connections of ours.
         #[arg(long, default_value_t = migrate::DEFAULT_CONNECTIONS, value_parser = clap::value_parser!(u32).range(1..=i64::from(CONNECTIONS_MAX)))]
         connections: u32,
+        /// Processors of the guest, which share its work.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
+        cpus: u32,
         /// Only the cases whose names contain this.
         #[arg(long, value_name = "WORDS")]
         only: Option<String>,
@@ -79,8 +82,8 @@ enum Table {
         #[arg(long, value_enum, default_value = "own")]
         place: disk::Place,
     },
-    /// Migrations by the thousand, some cancelled and some with a side killed at a random moment:
-    /// exactly one side runs the guest afterwards, and every page is verified.
+    /// Migrations by the thousand, some cancelled, some with a side killed or a connection cut at a
+    /// random moment: exactly one side runs the guest afterwards, and every page is verified.
     Soak {
         /// Migrations.
         #[arg(long, default_value_t = 1000)]
@@ -113,6 +116,7 @@ fn main() -> ExitCode {
             runs,
             vmm,
             connections,
+            cpus,
             only,
             alone,
             plot,
@@ -120,6 +124,7 @@ fn main() -> ExitCode {
             runs,
             vmm,
             connections,
+            cpus,
             only,
             alone,
             plot,

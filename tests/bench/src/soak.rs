@@ -1,14 +1,18 @@
 //! `bench soak`: thousands of migrations of probe guests between our own processes, some
-//! cancelled and some with a side killed at a random moment. After each, exactly one side runs
-//! the guest (none, where a kill took it along), and every page holds what it must.
+//! cancelled, some with a side killed and some with a connection cut at a random moment. After each,
+//! exactly one side runs the guest (none, where a kill took it along or nobody can know), and every
+//! page holds what it must.
 
 mod sides;
 
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use link::Link;
+use shared_storage::trust::Authority;
 use vmm_core::migration::{Phase, Progress};
 
 use crate::stats::Sample;
@@ -34,6 +38,10 @@ const BEYOND_THE_END: f64 = 1.3;
 const CANCELLED_PERCENT: u64 = 25;
 const TARGET_KILLED_PERCENT: u64 = 10;
 const SOURCE_KILLED_PERCENT: u64 = 10;
+const CUT_PERCENT: u64 = 15;
+const TLS_PERCENT: u64 = 25;
+/// The control connection of a move, and those for memory that it has here.
+const CONNECTIONS: u64 = 3;
 
 /// What disturbs a migration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +50,8 @@ enum Act {
     Cancel,
     KillTarget,
     KillSource,
+    /// A connection, by its number.
+    Cut(usize),
 }
 
 /// What was seen.
@@ -52,9 +62,12 @@ struct Counts {
     lost: u64,
     cancels: u64,
     kills: u64,
+    cuts: u64,
+    over_tls: u64,
     not_started: u64,
     blackout_ms: Times,
     cancel_ms: Times,
+    cut_ms: Times,
 }
 
 /// Times of migrations that compare all memory at the switch-over, which has the guest stand still
@@ -89,10 +102,12 @@ impl Random {
     fn act(&mut self) -> Act {
         const TARGET: u64 = CANCELLED_PERCENT + TARGET_KILLED_PERCENT;
         const SOURCE: u64 = TARGET + SOURCE_KILLED_PERCENT;
+        const CUT: u64 = SOURCE + CUT_PERCENT;
         match self.below(100) {
             0..CANCELLED_PERCENT => Act::Cancel,
             CANCELLED_PERCENT..TARGET => Act::KillTarget,
             TARGET..SOURCE => Act::KillSource,
+            SOURCE..CUT => Act::Cut(self.below(CONNECTIONS) as usize),
             _ => Act::Nothing,
         }
     }
@@ -114,11 +129,13 @@ pub fn run(wish: &Wish) -> Result<String, String> {
     let kernel = dir.path().join("probe");
     std::fs::write(&kernel, probe::IMAGE)
         .map_err(|error| format!("cannot write the probe: {error}"))?;
+    let tls_dir = certificates(dir.path())?;
     println!("bench soak --moves {} --seed {}", wish.moves, wish.seed);
     let began = Instant::now();
     let mut soak = Soak {
         vmm: &wish.vmm,
         kernel: &kernel,
+        tls_dir: &tls_dir,
         random: Random(wish.seed | 1),
         usual: Duration::from_millis(100),
         counts: Counts::default(),
@@ -135,9 +152,20 @@ pub fn run(wish: &Wish) -> Result<String, String> {
     Ok(soak.counts.words(wish, began.elapsed()))
 }
 
+/// Of a host, by an authority of its own.
+fn certificates(dir: &Path) -> Result<PathBuf, String> {
+    let tls_dir = dir.join("a");
+    Authority::open_or_create(dir)
+        .and_then(|authority| authority.mint("a"))
+        .and_then(|identity| identity.write(&tls_dir))
+        .map_err(|error| error.to_string())?;
+    Ok(tls_dir)
+}
+
 struct Soak<'a> {
     vmm: &'a Path,
     kernel: &'a Path,
+    tls_dir: &'a Path,
     random: Random,
     usual: Duration,
     counts: Counts,
@@ -156,16 +184,24 @@ impl Soak<'_> {
         } else {
             self.boot()?
         };
-        let mut target = Side::receive(self.vmm)?;
+        let over_tls = self.random.below(100) < TLS_PERCENT;
+        let tls_dir = over_tls.then_some(self.tls_dir);
+        self.counts.over_tls += u64::from(over_tls);
+        let mut target = Side::receive(self.vmm, tls_dir)?;
+        // Only what is to be cut goes the slower way.
+        let link = matches!(act, Act::Cut(_)).then(|| link_to(&target));
+        let link = link.transpose()?;
+        let to = link.as_ref().map(|link| link.address().to_string());
         let began = Instant::now();
         let compares = self.random.below(2) == 0;
-        source.migrate_to(&target, compares)?;
+        source.migrate_to(to.as_deref().unwrap_or(&target.address), compares, tls_dir)?;
         thread::sleep(moment.saturating_sub(began.elapsed()));
         match act {
             Act::Nothing => {}
             Act::Cancel => self.cancel(&source, compares)?,
             Act::KillTarget => target.kill(),
             Act::KillSource => source.kill(),
+            Act::Cut(connection) => self.cut(&source, link.as_ref(), connection, compares)?,
         }
         let last = follow(&source)?;
         if let (Act::Nothing, Some(summary)) = (act, last.as_ref().and_then(|l| l.summary.as_ref()))
@@ -207,6 +243,25 @@ impl Soak<'_> {
         Ok(())
     }
 
+    fn cut(
+        &mut self,
+        source: &Side,
+        link: Option<&Link>,
+        connection: usize,
+        compares: bool,
+    ) -> Result<(), String> {
+        // The move may not have got so far, or be over.
+        let was_there = link.is_some_and(|link| link.cut(connection));
+        let cut = Instant::now();
+        let last = follow(source)?;
+        if was_there && last.is_some_and(|last| last.phase == Phase::Failed) {
+            source.wait_running()?;
+            let took = cut.elapsed().as_secs_f64() * 1000.0;
+            self.counts.cut_ms.of(compares).push(took);
+        }
+        Ok(())
+    }
+
     /// Exactly one side has the guest, or none for a reason.
     fn settle(
         &mut self,
@@ -219,6 +274,7 @@ impl Soak<'_> {
             Act::Nothing => {}
             Act::Cancel => self.counts.cancels += 1,
             Act::KillTarget | Act::KillSource => self.counts.kills += 1,
+            Act::Cut(_) => self.counts.cuts += 1,
         }
         let here = source.runs();
         // It answers only once a guest is there. One that gets none ends, unless nobody called.
@@ -227,6 +283,8 @@ impl Soak<'_> {
         } else {
             target.runs()
         };
+        // Cut between the commit and the word that it runs.
+        let unknown = matches!(act, Act::Cut(_)) && phase == Some(Phase::Uncertain);
         let keeper = match (here, there) {
             (true, true) => return Err("both sides run it".to_owned()),
             (true, false) => {
@@ -237,7 +295,7 @@ impl Soak<'_> {
                 self.counts.moved += 1;
                 target
             }
-            (false, false) if matches!(act, Act::KillTarget | Act::KillSource) => {
+            (false, false) if matches!(act, Act::KillTarget | Act::KillSource) || unknown => {
                 self.counts.lost += 1;
                 return Ok(None);
             }
@@ -249,6 +307,14 @@ impl Soak<'_> {
         keeper.verify()?;
         Ok(Some(keeper))
     }
+}
+
+fn link_to(target: &Side) -> Result<Link, String> {
+    let to: SocketAddr = target
+        .address
+        .parse()
+        .map_err(|error| format!("{}: {error}", target.address))?;
+    Link::to(to, None).map_err(|error| format!("cannot make a link to {to}: {error}"))
 }
 
 /// Until it is over; `None` when the source has ended.
@@ -272,8 +338,8 @@ fn follow(source: &Side) -> Result<Option<Progress>, String> {
 impl Counts {
     fn words(&self, wish: &Wish, took: Duration) -> String {
         let mut words = format!(
-            "{} migrations in {:.0} s, seed {}: {} moved, {} stayed, {} lost with a killed side; \
-             {} cancels, {} kills; never two sides, every page verified; {} probes did not start\n",
+            "{} migrations in {:.0} s, seed {}: {} moved, {} stayed, {} lost with a killed side \
+             or where nobody can know; {} cancels, {} kills, {} connections cut, {} over TLS; never two sides, every page verified; {} probes did not start\n",
             wish.moves,
             took.as_secs_f64(),
             wish.seed,
@@ -282,6 +348,8 @@ impl Counts {
             self.lost,
             self.cancels,
             self.kills,
+            self.cuts,
+            self.over_tls,
             self.not_started
         );
         let mut line = |name: &str, times: &Times| {
@@ -300,6 +368,7 @@ impl Counts {
         };
         line("blackout", &self.blackout_ms);
         line("cancel until it runs freely", &self.cancel_ms);
+        line("lost connection until it runs freely", &self.cut_ms);
         words
     }
 }

@@ -92,6 +92,7 @@ pub fn run(vmm: &Path, connections: u32, kernel: &Path, case: &Case) -> Result<M
         bulk_mib_s: rate as f64 / f64::from(1 << 20),
         cpu_s: source_s + target_s.as_secs_f64(),
         steps: Some(summary.steps),
+        told_ms: summary.guest_blackout_us as f64 / 1000.0,
         predicted_ms: summary.predicted_blackout_us as f64 / 1000.0,
         trace,
     })
@@ -100,7 +101,8 @@ pub fn run(vmm: &Path, connections: u32, kernel: &Path, case: &Case) -> Result<M
 fn start_source(vmm: &Path, kernel: &Path, socket: &Path, case: &Case) -> Result<Running, String> {
     let mut command = Command::new(vmm);
     command.args(["run", "--console", "off", "--memory"]);
-    command.args([&MEMORY_MIB.to_string(), "--cmdline", case.settings]);
+    command.args([&MEMORY_MIB.to_string(), "--cmdline", &case.cmdline()]);
+    command.args(["--cpus", &case.cpus.to_string()]);
     command.arg("--kernel").arg(kernel);
     command.arg("--api-socket").arg(socket);
     start(&mut command).map(Running)

@@ -59,6 +59,8 @@ struct Moved {
     /// The longest time for which it did not run for whatever reason: on two cores the copying
     /// and all other load take processors from it.
     longest_gap_ms: f64,
+    /// The blackout as the source tells it in the end.
+    told_ms: f64,
     /// What the source had predicted of the blackout.
     predicted_ms: f64,
     sent_mib: f64,
@@ -77,7 +79,10 @@ struct Samples {
     total_ms: Sample,
     blackout_ms: Sample,
     longest_gap_ms: Sample,
+    told_ms: Sample,
     predicted_ms: Sample,
+    /// The blackout by what was predicted of it.
+    surprise: Sample,
     sent_mib: Sample,
     cpu_s: Sample,
     /// In the order of [`Steps`].
@@ -89,7 +94,9 @@ impl Samples {
         self.total_ms.push(moved.total_ms);
         self.blackout_ms.push(moved.blackout_ms);
         self.longest_gap_ms.push(moved.longest_gap_ms);
+        self.told_ms.push(moved.told_ms);
         self.predicted_ms.push(moved.predicted_ms);
+        self.surprise.push(moved.blackout_ms / moved.predicted_ms);
         self.sent_mib.push(moved.sent_mib);
         self.cpu_s.push(moved.cpu_s);
         let Some(steps) = moved.steps else {
@@ -156,6 +163,8 @@ pub struct Wish {
     pub vmm: Option<PathBuf>,
     /// Data connections of ours.
     pub connections: u32,
+    /// Processors of the guest in all but the case at rest.
+    pub cpus: u32,
     /// Only the cases whose names contain this.
     pub only: Option<String>,
     /// Leave the peers out.
@@ -170,6 +179,7 @@ impl Default for Wish {
             runs: DEFAULT_RUNS,
             vmm: None,
             connections: DEFAULT_CONNECTIONS,
+            cpus: 1,
             only: None,
             alone: false,
             plot: None,
@@ -204,13 +214,15 @@ pub fn run(wish: Wish) -> Result<String, MigrateError> {
     let only = wish.only.as_deref().unwrap_or_default();
     let wanted = |case: &&Case| case.name.contains(only);
     let title = format!(
-        "Migration: the probe with {MEMORY_MIB} MiB over loopback, median of {} runs, in turn",
-        wish.runs
+        "Migration: the probe with {MEMORY_MIB} MiB and {} vCPU over loopback, median of {} runs, in turn",
+        wish.cpus, wish.runs
     );
     let mut table = Table::new(title, &HEADS);
     let mut plot = Plot::default();
     let mut notes = Vec::new();
-    for case in CASES.iter().filter(wanted) {
+    let cpus = wish.cpus;
+    let cases = CASES.map(|case| Case { cpus, ..case });
+    for case in cases.iter().filter(wanted) {
         notes.extend(rows(
             &mut table,
             &mut plot,
@@ -235,7 +247,7 @@ pub fn run(wish: Wish) -> Result<String, MigrateError> {
     Ok(text)
 }
 
-const HEADS: [&str; 11] = [
+const HEADS: [&str; 13] = [
     "case, peer",
     "total ms",
     "ratio",
@@ -243,7 +255,9 @@ const HEADS: [&str; 11] = [
     "min",
     "max",
     "ratio",
+    "as told",
     "predicted",
+    "worst/pred.",
     "longest gap",
     "MiB",
     "CPU s",
@@ -287,7 +301,9 @@ fn rows(
             format!("{:.1}", sample.blackout_ms.min()),
             format!("{:.1}", sample.blackout_ms.max()),
             ratio(&sample.blackout_ms, &ours.blackout_ms),
+            format!("{:.1}", sample.told_ms.median()),
             format!("{:.1}", sample.predicted_ms.median()),
+            format!("{:.2}", sample.surprise.max()),
             format!("{:.1}", sample.longest_gap_ms.median()),
             format!("{:.0}", sample.sent_mib.median()),
             format!("{:.2}", sample.cpu_s.median()),

@@ -93,6 +93,7 @@ pub fn run(multifd: Option<u32>, kernel: &Path, case: &Case) -> Result<Moved, St
         bulk_mib_s: f64::NAN,
         cpu_s: cpu_after_s - cpu_before_s,
         steps: None,
+        told_ms: ended["downtime"].as_f64().unwrap_or(f64::NAN),
         // It promises its limit and no more.
         predicted_ms: f64::from(DOWNTIME_LIMIT_MS),
         trace: Vec::new(),
@@ -117,7 +118,8 @@ fn start(kernel: &Path, socket: &Path, case: &Case, more: &[&str]) -> Result<Sid
         .args(["-accel", "kvm", "-cpu", "host,-arch-capabilities"])
         .args(["-nodefaults", "-no-user-config", "-display", "none"])
         .args(["-no-reboot", "-serial", "null", "-name", "debug-threads=on"])
-        .args(["-m", &format!("{MEMORY_MIB}M"), "-append", case.settings])
+        .args(["-m", &format!("{MEMORY_MIB}M"), "-append", &case.cmdline()])
+        .args(["-smp", &case.cpus.to_string()])
         .arg("-qmp")
         .arg(format!("unix:{},server=on,wait=off", socket.display()))
         .arg("-kernel")

@@ -25,7 +25,7 @@ pub struct Side {
     process: Running,
     dir: tempfile::TempDir,
     /// Where it waits for a guest.
-    address: String,
+    pub address: String,
 }
 
 impl Side {
@@ -50,10 +50,13 @@ impl Side {
     }
 
     /// One that waits for a guest.
-    pub fn receive(vmm: &Path) -> Result<Self, String> {
+    pub fn receive(vmm: &Path, tls_dir: Option<&Path>) -> Result<Self, String> {
         let dir = directory()?;
         let mut command = Command::new(vmm);
         command.args(["receive", "--console", "off", "--listen", "127.0.0.1:0"]);
+        if let Some(tls_dir) = tls_dir {
+            command.arg("--tls-dir").arg(tls_dir);
+        }
         command.args(["--wait-max-s", "30", "--api-socket"]);
         let mut process = start(command.arg(socket(&dir)).stderr(Stdio::piped()))?;
         let mut line = String::new();
@@ -70,9 +73,9 @@ impl Side {
     }
 
     /// Begin to move its guest.
-    pub fn migrate_to(&self, target: &Self, verify: bool) -> Result<(), String> {
+    pub fn migrate_to(&self, to: &str, verify: bool, tls_dir: Option<&Path>) -> Result<(), String> {
         let wish = Migrate {
-            to: target.address.clone(),
+            to: to.to_owned(),
             connections: CONNECTIONS_AUTO,
             goal: Goal {
                 accept_longer: true,
@@ -80,7 +83,7 @@ impl Side {
             },
             bandwidth_max: 0,
             verify,
-            tls_dir: None,
+            tls_dir: tls_dir.map(|dir| dir.to_string_lossy().into_owned()),
             dry_run: false,
         };
         let body = serde_json::to_vec(&wish).map_err(|error| error.to_string())?;

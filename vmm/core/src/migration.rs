@@ -25,7 +25,7 @@ pub fn connections(wished: u32, processors: u32) -> u32 {
     }
 }
 
-/// `PUT /v1/migrate` on the source.
+/// `PUT /v1/migration` on the source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Migrate {
@@ -94,7 +94,7 @@ impl Phase {
     }
 }
 
-/// `GET /v1/migrate`.
+/// `GET /v1/migration`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     /// How far it is.

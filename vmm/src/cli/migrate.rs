@@ -40,7 +40,7 @@ pub struct Arguments {
     #[arg(long)]
     accept_longer: bool,
     /// Most bytes per second of all connections together; 0: as fast as it goes.
-    #[arg(long, value_name = "BYTES/S", default_value_t = 0)]
+    #[arg(long, value_name = "BYTES/S", default_value_t = 0, value_parser = bytes_per_second)]
     bandwidth_max: u64,
     /// Compare a hash of all memory on both sides before the commit.
     #[arg(long)]
@@ -55,6 +55,12 @@ pub struct Arguments {
     /// Print the summary as JSON.
     #[arg(long)]
     json: bool,
+}
+
+fn bytes_per_second(said: &str) -> Result<u64, String> {
+    let remedy = "write bytes per second as a number, such as 125000000 for 1 Gbit/s, or 0 for as \
+                  fast as it goes";
+    said.parse().map_err(|_| remedy.to_owned())
 }
 
 fn connections(said: &str) -> Result<u32, String> {
@@ -188,5 +194,12 @@ mod tests {
         for said in ["0", "17", "many"] {
             connections(said).unwrap_err();
         }
+    }
+
+    #[test]
+    fn a_rate_that_is_no_number_is_answered_by_one() {
+        assert_eq!(bytes_per_second("125000000"), Ok(125_000_000));
+        let error = bytes_per_second("fast").unwrap_err();
+        assert!(error.contains("such as 125000000"), "{error}");
     }
 }

@@ -133,7 +133,8 @@ pub fn run_parallel<T: Send>(
     Ok(())
 }
 
-/// Says how it went and how to replay a failure; `name` is the subcommand.
+/// Says how it went and how to replay a failure; `name` is the subcommand, with the options that
+/// change its histories.
 pub fn verdict(name: &str, span: &Span, result: &Result<(), Failure>) -> ExitCode {
     match result {
         Ok(()) => {
@@ -145,7 +146,7 @@ pub fn verdict(name: &str, span: &Span, result: &Result<(), Failure>) -> ExitCod
         }
         Err(Failure { seed, violation }) => {
             eprintln!("{name}: seed {seed} broke an invariant {violation}");
-            eprintln!("replay: cargo run -p sim -- {name} --seed {seed} --histories 1");
+            eprintln!("replay: cargo run --release -p sim -- {name} --seed {seed} --histories 1");
             ExitCode::FAILURE
         }
     }

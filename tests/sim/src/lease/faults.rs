@@ -14,11 +14,14 @@ impl World {
         let until_us = |for_us: u64| (now_us + for_us).min(HEAL_US);
         match fault {
             Fault::PowerCut { host, off_us } => {
-                if self.hosts[host].up {
-                    self.hosts[host].up = false;
-                    self.hosts[host].agent = None;
-                    self.hosts[host].guest = None;
-                    self.queue.at(until_us(off_us), Step::Boot(host));
+                let off = !self.hosts[host].up;
+                self.hosts[host].up = false;
+                self.hosts[host].agent = None;
+                self.hosts[host].guest = None;
+                match off_us {
+                    Some(off_us) if !off => self.queue.at(until_us(off_us), Step::Boot(host)),
+                    Some(_) => {}
+                    None => self.hosts[host].gone = true,
                 }
             }
             Fault::AgentCrash { host, off_us } => {
@@ -86,6 +89,9 @@ impl World {
     }
 
     pub(super) fn boot(&mut self, host: usize) {
+        if self.hosts[host].gone {
+            return;
+        }
         let now_us = self.queue.now_us();
         let boot = self.hosts[host].boot + 1;
         let drift = u64::from(self.plan.timing.drift_ppm);

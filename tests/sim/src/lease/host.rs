@@ -121,6 +121,8 @@ pub struct Guest {
 #[derive(Debug)]
 pub struct Host {
     pub up: bool,
+    /// It never boots again.
+    pub gone: bool,
     pub boot: u64,
     pub clock: Clock,
     pub page: Page,
@@ -140,6 +142,7 @@ impl Host {
         let second_us = rng.between(MILLION - drift_ppm, MILLION + drift_ppm);
         Self {
             up: true,
+            gone: false,
             boot,
             clock: Clock::new(at_us, uptime_us, second_us),
             page: Page {

@@ -1,5 +1,6 @@
 //! The lease: several hosts, one guest, every fault the protocol claims to survive.
 
+mod crashes;
 mod faults;
 mod host;
 mod network;
@@ -12,8 +13,11 @@ mod world;
 
 use std::process::ExitCode;
 
+use clap::ValueEnum;
+pub use crashes::crash_everywhere;
 pub use rules::{Broken, Rules};
 use world::World;
+pub use world::{ACT_AT_ONCE, LATE_WRITE};
 
 use crate::harness::{Failure, Span, run_parallel, verdict};
 
@@ -25,6 +29,10 @@ pub struct Args {
     /// Break this rule of the protocol: the simulator must find a violation.
     #[arg(long)]
     broken: Option<Broken>,
+    /// Short histories without other faults, each of them once for every step and everything that
+    /// can crash before it.
+    #[arg(long)]
+    crash_everywhere: bool,
 }
 
 /// What histories went through.
@@ -68,7 +76,44 @@ pub fn explore(span: &Span, rules: Rules) -> (Result<(), Failure>, Tally) {
 
 /// `sim lease`.
 pub fn main(args: &Args) -> ExitCode {
-    let (result, tally) = explore(&args.span, Rules(args.broken));
+    let rules = Rules(args.broken);
+    let (result, tally) = if args.crash_everywhere {
+        crash_everywhere(&args.span, rules)
+    } else {
+        explore(&args.span, rules)
+    };
     println!("{tally:?}");
-    verdict("lease", &args.span, &result)
+    verdict(&replay(args), &args.span, &result)
+}
+
+/// The subcommand with all that changes its histories.
+fn replay(args: &Args) -> String {
+    let mut words = "lease".to_owned();
+    if let Some(broken) = args.broken.and_then(|broken| broken.to_possible_value()) {
+        words += " --broken ";
+        words += broken.get_name();
+    }
+    if args.crash_everywhere {
+        words += " --crash-everywhere";
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replay_breaks_the_same_rule() {
+        let args = Args {
+            span: Span {
+                seed: 1,
+                histories: 1,
+                trace: false,
+            },
+            broken: Some(Broken::SentTime),
+            crash_everywhere: true,
+        };
+        assert_eq!(replay(&args), "lease --broken sent-time --crash-everywhere");
+    }
 }

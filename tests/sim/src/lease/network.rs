@@ -8,7 +8,7 @@ use super::host::Who;
 use super::plan::HEAL_US;
 use super::rules::Broken;
 use super::steps::{Answer, Origin, Request, Step};
-use super::world::World;
+use super::world::{LATE_WRITE, World};
 use crate::harness::Trace;
 
 const MS: u64 = 1000;
@@ -184,7 +184,7 @@ impl World {
             Request::Write { inode, line } => {
                 if line != self.line.number && storage.is_current(inode) {
                     let what = format!(
-                        "a write that host {} issued in line {line} reached the disk after line {} had begun",
+                        "a write that host {} issued in line {line} {LATE_WRITE} line {} had begun",
                         origin.host, self.line.number
                     );
                     self.fail(what);

@@ -7,11 +7,14 @@ use crate::rng::Rng;
 /// When faults end, in microseconds of true time.
 pub const HEAL_US: u64 = 8_000_000;
 
+/// Between two events of a quiet history.
+pub const QUIET_US: u64 = 800_000;
+
 /// Something that goes wrong, or that somebody wants.
 #[derive(Debug, Clone, Copy)]
 pub enum Fault {
-    /// The host loses power and boots again after this long.
-    PowerCut { host: usize, off_us: u64 },
+    /// The host loses power and boots again after this long, if it ever does.
+    PowerCut { host: usize, off_us: Option<u64> },
     /// The agent dies and is started again after this long.
     AgentCrash { host: usize, off_us: u64 },
     /// The guest's process dies.
@@ -84,7 +87,36 @@ impl Plan {
             let fault = plan.fault(rng);
             plan.faults.push((at_us, fault));
         }
+        if !outages_only && rng.chance(150) {
+            // One host stays off for good: what it held must be had by others all the same.
+            let host = rng.below(plan.hosts as u64) as usize;
+            let at_us = rng.between(300_000, HEAL_US);
+            let fault = Fault::PowerCut { host, off_us: None };
+            plan.faults.push((at_us, fault));
+        }
         plan
+    }
+
+    /// A short life without any trouble of its own: the guest starts, moves there and back, is shut
+    /// down and started again.
+    pub fn quiet(rng: &mut Rng) -> Self {
+        let fenced = rng.chance(500);
+        let faults = [
+            Fault::Migrate { to: 1 },
+            Fault::Migrate { to: 0 },
+            Fault::Release,
+        ];
+        Self {
+            timing: timing(rng),
+            hosts: 2,
+            fenced,
+            fence_fails: fenced && rng.chance(300),
+            late_writes: false,
+            clock_faults: false,
+            outages_only: false,
+            trouble: 0,
+            faults: (1..).map(|turn| turn * QUIET_US).zip(faults).collect(),
+        }
     }
 
     fn fault(&self, rng: &mut Rng) -> Fault {
@@ -96,7 +128,7 @@ impl Plan {
         match rng.below(12) {
             0 => Fault::PowerCut {
                 host,
-                off_us: for_us,
+                off_us: Some(for_us),
             },
             1 => Fault::AgentCrash {
                 host,

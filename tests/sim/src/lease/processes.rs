@@ -111,7 +111,9 @@ impl World {
             next_us = next_us.min(agent.observers[&of].next_read_us(timing, watch_us));
         }
         let soon_us = now_us + self.rng.between(MS, 4 * MS);
-        let late_us = now_us + self.rng.between(50 * MS, 100 * MS);
+        let lazy_us = self.rng.between(50 * MS, 100 * MS);
+        // Reads further apart than a beat or two would void what was counted of a silence.
+        let late_us = now_us + lazy_us.min(timing.interval_us());
         host.clock.true_us(next_us).clamp(soon_us, late_us)
     }
 
@@ -298,7 +300,7 @@ impl World {
     pub(super) fn guest_write(&mut self, origin: Origin) {
         let acts = self.passes(origin);
         let stop_us = self.plan.timing.stop_us();
-        let line = self.line_of(origin.host);
+        let line = self.line_of(origin.id);
         let guest = self.guest(origin);
         if let (true, Some(inode), None) = (acts, guest.inode, &guest.leaving) {
             guest.in_flight += 1;
@@ -402,6 +404,11 @@ impl World {
                         self.agent(origin).seen = None;
                     }
                     Who::Guest => {
+                        if self.plan.outages_only {
+                            self.fail(
+                                "an outage that all hosts saw ended a guest's process".into(),
+                            );
+                        }
                         self.hosts[origin.host].guest = None;
                         self.hosts[origin.host].acted = None;
                     }
@@ -433,12 +440,12 @@ impl World {
             .record()
             .map_or(0, |record| record.epoch);
         // A zombie whose clock stood still may come later than its successor.
-        if epoch > self.line.epoch {
+        if epoch >= self.line.epoch {
             self.line.epoch = epoch;
-            if self.line.holder != Some((origin.host, boot)) {
+            if self.line.process != Some(origin.id) {
                 self.line.number += 1;
             }
-            self.line.holder = Some((origin.host, boot));
+            self.line.process = Some(origin.id);
         }
         let guest = self.guest(origin);
         let closed = guest.inode.is_none();

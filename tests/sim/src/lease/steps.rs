@@ -86,3 +86,18 @@ pub(super) enum Step {
         own_us: u64,
     },
 }
+
+impl Step {
+    /// Where it takes place; none for what nobody in particular does.
+    pub(super) fn place(&self) -> Option<(usize, Who)> {
+        match self {
+            Self::Tick(origin)
+            | Self::Write(origin)
+            | Self::Issue(origin, _)
+            | Self::Land { origin, .. }
+            | Self::Answer(origin, _) => Some((origin.host, origin.who)),
+            Self::Spawn { host, who, .. } => Some((*host, *who)),
+            Self::Fault(_) | Self::Boot(_) | Self::ClockThaw { .. } => None,
+        }
+    }
+}

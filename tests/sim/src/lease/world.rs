@@ -2,8 +2,8 @@
 //! invariants that are checked after every event.
 
 use super::Tally;
-use super::host::{Agent, Guest, Host, Who};
-use super::plan::{HEAL_US, Plan};
+use super::host::{Agent, Guest, Host, Process, Who};
+use super::plan::{Fault, HEAL_US, Plan};
 use super::rules::{Broken, Rules};
 use super::steps::{Origin, Step};
 use super::storage::Storage;
@@ -13,15 +13,43 @@ use crate::rng::Rng;
 
 const MS: u64 = 1000;
 const HOUR_US: u64 = 3_600_000_000;
+/// How long what crashes at a step stays away.
+const OFF_US: u64 = 500 * MS;
 /// A history that has more events than this runs in circles.
 const EVENT_LIMIT: u64 = 200_000;
 
-/// Who acted last: everything issued before by others is stale.
+/// In the words of every violation in which two run one guest: both may, ...
+pub const ACT_AT_ONCE: &str = "may act at the same time";
+/// ... or what one of them wrote arrived under the other.
+pub const LATE_WRITE: &str = "reached the disk after";
+
+/// Which process acted last: everything issued before by others is stale, also by one that died
+/// on the same host.
 #[derive(Debug, Default)]
 pub(super) struct Line {
     pub(super) number: u64,
     pub(super) epoch: u64,
-    pub(super) holder: Option<(usize, u64)>,
+    pub(super) process: Option<u64>,
+}
+
+/// What dies before a step.
+#[derive(Debug, Clone, Copy)]
+pub struct Crash {
+    /// Before the step of this number, ...
+    pub before: u64,
+    /// ... where it takes place.
+    pub what: Victim,
+}
+
+/// What a [`Crash`] ends.
+#[derive(Debug, Clone, Copy)]
+pub enum Victim {
+    /// The process whose step it is.
+    Process,
+    /// The whole host, for a while.
+    Host,
+    /// The whole host, for good.
+    HostForGood,
 }
 
 /// One history.
@@ -37,13 +65,25 @@ pub struct World {
     pub(super) ids: u64,
     pub(super) tally: Tally,
     violation: Option<String>,
+    crash: Option<Crash>,
 }
 
 impl World {
     /// The world of a seed.
     pub fn new(seed: u64, rules: Rules) -> Self {
         let mut rng = Rng::new(seed);
-        let mut plan = Plan::new(&mut rng.split());
+        let plan = Plan::new(&mut rng.split());
+        Self::of(plan, rng, rules, None)
+    }
+
+    /// A quiet world in which there is one crash at most.
+    pub fn quiet(seed: u64, rules: Rules, crash: Option<Crash>) -> Self {
+        let mut rng = Rng::new(seed);
+        let plan = Plan::quiet(&mut rng.split());
+        Self::of(plan, rng, rules, crash)
+    }
+
+    fn of(mut plan: Plan, mut rng: Rng, rules: Rules, crash: Option<Crash>) -> Self {
         if rules.broken(Broken::Fence) {
             plan.fence_fails = false;
         }
@@ -78,7 +118,21 @@ impl World {
             ids: 0,
             tally: Tally::default(),
             violation: None,
+            crash,
         }
+    }
+
+    /// How many steps there are until `until_us`.
+    pub fn steps_until(mut self, until_us: u64) -> u64 {
+        let mut steps = 0;
+        while let Some((at_us, step)) = self.queue.pop() {
+            if at_us > until_us {
+                break;
+            }
+            steps += 1;
+            self.step(step, &mut Trace::default());
+        }
+        steps
     }
 
     /// Runs to the end.
@@ -94,6 +148,7 @@ impl World {
             if events > EVENT_LIMIT {
                 self.fail("the history does not end".into());
             }
+            self.crash_before(events, &step, trace);
             self.step(step, trace);
             self.check();
             if let Some(what) = self.violation {
@@ -114,6 +169,29 @@ impl World {
         Ok(self.tally)
     }
 
+    fn crash_before(&mut self, number: u64, step: &Step, trace: &mut Trace) {
+        let Some(crash) = self.crash.filter(|crash| crash.before == number) else {
+            return;
+        };
+        let Some((host, who)) = step.place() else {
+            return;
+        };
+        let off_us = Some(OFF_US);
+        let fault = match (crash.what, who) {
+            (Victim::Process, Who::Guest) => Fault::GuestCrash { host },
+            (Victim::Process, Who::Agent) => Fault::AgentCrash {
+                host,
+                off_us: OFF_US,
+            },
+            (Victim::Host, _) => Fault::PowerCut { host, off_us },
+            (Victim::HostForGood, _) => Fault::PowerCut { host, off_us: None },
+        };
+        trace.note(self.queue.now_us(), || {
+            format!("{fault:?} before step {number}: {step:?}")
+        });
+        self.fault(fault);
+    }
+
     fn step(&mut self, step: Step, trace: &mut Trace) {
         let now_us = self.queue.now_us();
         match step {
@@ -128,8 +206,11 @@ impl World {
                 }
             }
             Step::Issue(origin, request) => {
-                let frozen = self.plan.late_writes;
-                if !frozen || self.ready(origin, || Step::Issue(origin, request.clone())) {
+                // The dead issue nothing; what stands still may, within `S` of its passing the gate.
+                let alive = self.process_of(origin).is_some();
+                let may_freeze = self.plan.late_writes;
+                let again = || Step::Issue(origin, request.clone());
+                if alive && (!may_freeze || self.ready(origin, again)) {
                     self.send(origin, request);
                 }
             }
@@ -178,7 +259,7 @@ impl World {
             .filter(|host| self.acts(*host))
             .collect();
         if acting.len() > 1 && !self.plan.clock_faults {
-            self.fail(format!("hosts {acting:?} may act at the same time"));
+            self.fail(format!("hosts {acting:?} {ACT_AT_ONCE}"));
         }
         let last = self.storage.last().map_or(0, |last| last.epoch);
         if last < self.storage.highest {
@@ -193,8 +274,8 @@ impl World {
         self.violation.get_or_insert(what);
     }
 
-    pub(super) fn line_of(&self, host: usize) -> u64 {
-        if self.line.holder == Some((host, self.hosts[host].boot)) {
+    pub(super) fn line_of(&self, process: u64) -> u64 {
+        if self.line.process == Some(process) {
             self.line.number
         } else {
             0
@@ -203,6 +284,10 @@ impl World {
 
     pub(super) fn own_us(&self, host: usize) -> u64 {
         self.hosts[host].clock.own_us(self.queue.now_us())
+    }
+
+    fn process_of(&mut self, origin: Origin) -> Option<&mut Process> {
+        self.hosts[origin.host].process(origin.who, origin.id)
     }
 
     pub(super) fn agent(&mut self, origin: Origin) -> &mut Agent {

@@ -304,8 +304,7 @@ impl Driver {
         self.step(now_us, Event::Inventory(inventory));
     }
 
-    /// Watch the heartbeats of exactly the hosts there are. A claim under way keeps the watcher
-    /// for a while, so it is asked for only when hosts came or went.
+    /// Watch the heartbeats of exactly the hosts there are.
     fn watch_hosts(&self, reading: &Reading) {
         if self.reading.hosts.keys().eq(reading.hosts.keys()) {
             return;

@@ -25,8 +25,8 @@ const HOST_LIMIT: usize = 1024;
 /// Longest sleep between two reads, so that a watcher that is dropped ends soon.
 const NAP_US: u64 = 500_000;
 
-/// Watches heartbeats for as long as it lives.
-#[derive(Debug)]
+/// Watches heartbeats for as long as it lives. A clone sees what this one sees.
+#[derive(Debug, Clone)]
 pub struct Watcher {
     store: Datastore,
     page: Arc<Page>,

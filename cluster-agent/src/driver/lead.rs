@@ -1,6 +1,5 @@
 //! The claim of the leader lease.
 
-use std::sync::PoisonError;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -75,7 +74,7 @@ fn claim_lead(
 ) -> Result<Option<HeldLease>, StoreError> {
     let give_up = Instant::now() + CLAIM_LIMIT;
     loop {
-        let watcher = host.watcher.read().unwrap_or_else(PoisonError::into_inner);
+        let watcher = host.watcher_for_claim();
         let claimed = HeldLease::claim(
             &host.keeper,
             files.clone(),
@@ -84,7 +83,6 @@ fn claim_lead(
             None,
             STORAGE_LIMIT,
         );
-        drop(watcher);
         match claimed {
             // An earlier agent of this boot led: go on in its place.
             Err(StoreError::Held { source, .. })

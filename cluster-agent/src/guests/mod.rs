@@ -62,6 +62,13 @@ impl Host {
         process::console(&self.run_dir(guest))
     }
 
+    /// The watcher for a claim. A copy: a claim may wait for minutes on the datastore, and who has
+    /// the watcher locked then stops the driver.
+    pub fn watcher_for_claim(&self) -> Watcher {
+        let watcher = self.watcher.read();
+        watcher.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// What guests that start here get of the processor, if they are to run on every host.
     fn common_features(&self) -> Option<CpuFeatures> {
         *self.baseline.read().unwrap_or_else(PoisonError::into_inner)

@@ -34,10 +34,7 @@ pub(super) fn claim(host: &Host, guest: &str, from_epoch: u64) -> Result<HeldLea
     }
     let give_up = Instant::now() + CLAIM_LIMIT;
     loop {
-        let watcher = host
-            .watcher
-            .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let watcher = host.watcher_for_claim();
         let claimed = HeldLease::claim(
             &host.keeper,
             lease.clone(),
@@ -46,7 +43,6 @@ pub(super) fn claim(host: &Host, guest: &str, from_epoch: u64) -> Result<HeldLea
             fence.clone(),
             FENCE_LIMIT,
         );
-        drop(watcher);
         match claimed {
             // An earlier claim of ours won the epoch and did not live to use it.
             Err(StoreError::Held { source, .. }) if matches!(*source, Held::ByUs { .. }) => {

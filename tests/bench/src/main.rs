@@ -106,10 +106,19 @@ fn main() -> ExitCode {
                 plot: beside.map(|program| program.with_file_name("migrate.svg")),
                 ..Wish::default()
             };
-            print(boot::run(DEFAULT_RUNS, None))
-                .and_then(|()| print(migrate::run(migrations)))
-                .and_then(|()| print(disk::run(disk::DEFAULT_RUNS, disk::Place::Own)))
-                .and_then(|()| print(datastore::run(datastore::DEFAULT_RUNS)))
+            // One that fails takes nothing from the others.
+            let printed = [
+                print(boot::run(DEFAULT_RUNS, None)),
+                print(migrate::run(migrations)),
+                print(disk::run(disk::DEFAULT_RUNS, disk::Place::Own)),
+                print(datastore::run(datastore::DEFAULT_RUNS)),
+            ];
+            let failed: Vec<String> = printed.into_iter().filter_map(Result::err).collect();
+            if failed.is_empty() {
+                Ok(())
+            } else {
+                Err(failed.join("; "))
+            }
         }
         Table::Boot { runs, vmm } => print(boot::run(runs, vmm)),
         Table::Migrate {

@@ -49,7 +49,6 @@ struct Figures {
     gate_ns: f64,
     open_gate_ns: f64,
     block_path: BlockPath,
-    stops: usize,
     stop_us: Spread,
     takeover_ms: Spread,
     takeover_fenced_ms: Option<Spread>,
@@ -61,6 +60,8 @@ struct Figures {
 struct Spread {
     p50: u64,
     p99: u64,
+    /// Of so many; the p99 of less than a hundred is the largest.
+    samples: usize,
 }
 
 impl Spread {
@@ -71,13 +72,15 @@ impl Spread {
         Self {
             p50: at(500).unwrap_or(last),
             p99: at(990).unwrap_or(last),
+            samples: samples.len(),
         }
     }
 }
 
 impl fmt::Display for Spread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "p50 {}, p99 {}", self.p50, self.p99)
+        let Self { p50, p99, samples } = self;
+        write!(f, "p50 {p50}, p99 {p99} of {samples}")
     }
 }
 
@@ -98,10 +101,10 @@ impl Figures {
             |spread| format!("{spread} ms (watch {} ms)", self.watch_fenced_ms),
         );
         format!(
-            "heartbeat            {} bytes, {:.1}/s per host; write {} us\n\
+            "heartbeat            {} bytes, {:.1}/s of one host; write {} us\n\
              gate                 {:.1} ns a pass (without a lease: {:.1} ns)\n\
              block request        {}\n\
-             stop after deadline  {} us until a guest is told to pause ({} guests)\n\
+             stop after deadline  {} us until a guest is told to pause\n\
              takeover             {} ms after the last heartbeat (watch {} ms)\n\
              takeover, fenced     {fenced}",
             self.heartbeat_bytes,
@@ -111,7 +114,6 @@ impl Figures {
             self.open_gate_ns,
             self.block_path,
             self.stop_us,
-            self.stops,
             self.takeover_ms,
             self.watch_ms,
         )
@@ -154,12 +156,11 @@ impl Stage {
         Ok(Figures {
             nfs: is_nfs(self.store.root())?,
             heartbeat_bytes: HEARTBEAT_BYTES,
-            heartbeats_per_s: 1e6 / timing.interval_us() as f64,
+            heartbeats_per_s: requests::heartbeats_per_s(self)?,
             heartbeat_write_us: requests::heartbeat(self)?,
             gate_ns,
             open_gate_ns,
             block_path,
-            stops: stop_us.len(),
             stop_us: Spread::of(stop_us),
             takeover_ms: Spread::of(takeover_ms),
             takeover_fenced_ms: (!fenced_ms.is_empty()).then(|| Spread::of(fenced_ms)),

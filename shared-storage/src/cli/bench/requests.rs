@@ -2,9 +2,10 @@
 
 use std::fmt;
 use std::hint::black_box;
-use std::path::Path;
+use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use storage_core::record::{HeartbeatRecord, Incarnation};
@@ -15,18 +16,17 @@ use crate::clock::boottime_us;
 use crate::error::StoreError;
 use crate::gate::{AlwaysOpen, Gate};
 use crate::heartbeat::HeartbeatWriter;
-use crate::image::{self, Disk, DiskError, DiskOptions, Format, ImageError};
+use crate::image::{self, Disk, DiskError, DiskOptions, Flights, Format, Landing};
 
-const HEARTBEATS: u64 = 100;
+const HEARTBEATS: u64 = 400;
+/// For how long heartbeats are counted.
+const COUNTED: Duration = Duration::from_secs(10);
 const PASSES: u32 = 2_000_000;
 /// What a disk of the measurement has.
 const DISK_BYTES: u64 = 16 << 20;
 const REQUEST_BYTES: usize = 4096;
-/// Requests of a batch, and batches.
-const BATCH: u64 = 2000;
-const BATCHES: usize = 100;
-const BATCH_DIRECT: u64 = 100;
-const BATCHES_DIRECT: usize = 60;
+/// Requests that go to the kernel in one call.
+const AT_ONCE: u16 = 64;
 
 /// What a block request costs through all that a virtual disk's request goes through but the
 /// virtqueue: half are reads, half are writes.
@@ -37,6 +37,8 @@ pub(super) struct BlockPath {
     cached: RequestNs,
     /// Past it; none where the file system cannot do that.
     direct: Option<RequestNs>,
+    /// Past it and many at once, as guests' raw disks go; none where that cannot be done.
+    flights: Option<RequestNs>,
 }
 
 /// Medians, in nanoseconds.
@@ -50,29 +52,29 @@ struct RequestNs {
 
 impl fmt::Display for BlockPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let RequestNs {
-            leased,
-            open,
-            open_again,
-        } = &self.cached;
-        write!(
-            f,
-            "{leased} ns with a lease, {open} and {open_again} ns without ({} bytes, page cache)",
-            self.request_bytes
-        )?;
-        let Some(RequestNs {
-            leased,
-            open,
-            open_again,
-        }) = &self.direct
-        else {
-            return Ok(());
-        };
-        write!(
-            f,
-            "\n                     {leased} ns with a lease, {open} and {open_again} ns without \
-             (direct I/O)"
-        )
+        let ways = [
+            (Some(&self.cached), "page cache"),
+            (self.direct.as_ref(), "direct I/O"),
+            (self.flights.as_ref(), "direct I/O, 64 in one call"),
+        ];
+        let bytes = self.request_bytes;
+        let mut margin = "";
+        for (took, way) in ways {
+            let Some(RequestNs {
+                leased,
+                open,
+                open_again,
+            }) = took
+            else {
+                continue;
+            };
+            write!(
+                f,
+                "{margin}{leased} ns with a lease, {open} and {open_again} ns without ({bytes} bytes, {way})"
+            )?;
+            margin = "\n                     ";
+        }
+        Ok(())
     }
 }
 
@@ -94,6 +96,15 @@ pub(super) fn heartbeat(stage: &Stage) -> Result<Spread, StoreError> {
         samples.push(start.elapsed().as_micros() as u64);
     }
     Ok(Spread::of(samples))
+}
+
+/// Counted while a host keeps its heartbeat.
+pub(super) fn heartbeats_per_s(stage: &Stage) -> Result<f64, StoreError> {
+    let keeper = stage.host("beats")?;
+    let (before, start) = (keeper.page().counter(), Instant::now());
+    thread::sleep(COUNTED);
+    let beats = keeper.page().counter() - before;
+    Ok(beats as f64 / start.elapsed().as_secs_f64())
 }
 
 /// A pass of a lease's gate and of one that is always open, and requests behind them.
@@ -118,34 +129,66 @@ fn per_pass_ns(gate: &dyn Gate) -> f64 {
 }
 
 fn block_path(stage: &Stage, gates: &[Arc<dyn Gate>; 3]) -> Result<BlockPath, StoreError> {
+    let [cached, direct, flights] = [Way::Cached, Way::Direct, Way::Flights];
     Ok(BlockPath {
         request_bytes: REQUEST_BYTES,
-        cached: requests(stage, gates, false)?,
-        direct: requests(stage, gates, true).ok(),
+        cached: requests(stage, gates, cached)?,
+        direct: requests(stage, gates, direct).ok(),
+        flights: requests(stage, gates, flights).ok(),
     })
 }
 
-/// In turn, so that what disturbs the machine disturbs all alike.
-fn requests(
-    stage: &Stage,
-    gates: &[Arc<dyn Gate>; 3],
-    direct: bool,
-) -> Result<RequestNs, StoreError> {
-    let (batches, length) = if direct {
-        (BATCHES_DIRECT, BATCH_DIRECT)
-    } else {
-        (BATCHES, BATCH)
-    };
-    let mut disks = Vec::new();
-    for (number, gate) in gates.iter().enumerate() {
-        let path = stage.dir.join(format!("requests{number}-{direct}.raw"));
-        let disk = open(&path, gate.clone(), direct).map_err(|error| failed(stage, error))?;
-        batch(&disk, length).map_err(|error| failed(stage, error))?;
-        disks.push((disk, Vec::new()));
+/// How requests go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Cached,
+    Direct,
+    Flights,
+}
+
+impl Way {
+    /// How many batches, and requests in each.
+    fn batches(self) -> (usize, u64) {
+        match self {
+            Self::Cached => (100, 2000),
+            Self::Direct => (60, 100),
+            Self::Flights => (60, 20 * u64::from(AT_ONCE)),
+        }
     }
-    for _ in 0..batches {
+
+    fn batch(self, disk: &Arc<Disk>) -> Result<u64, DiskError> {
+        let (_, requests) = self.batches();
+        match self {
+            Self::Cached | Self::Direct => batch(disk, requests),
+            Self::Flights => flown(disk, requests),
+        }
+    }
+}
+
+/// In turn and on one file, so that what disturbs the machine disturbs all alike, and where the file
+/// lies makes no difference.
+fn requests(stage: &Stage, gates: &[Arc<dyn Gate>; 3], way: Way) -> Result<RequestNs, StoreError> {
+    let path = stage.dir.join(format!("requests-{way:?}.raw"));
+    image::create(None, &path, Format::Raw, DISK_BYTES).map_err(|error| failed(stage, error))?;
+    let mut disks = Vec::new();
+    for gate in gates {
+        let disk = Disk::open(DiskOptions {
+            direct: way != Way::Cached,
+            gate: gate.clone(),
+            deferred: true,
+            ..DiskOptions::new(&path, Format::Raw)
+        });
+        let disk = disk.map_err(|error| failed(stage, error))?;
+        disks.push((Arc::new(disk), Vec::new()));
+    }
+    let (rounds, _) = way.batches();
+    // The first round makes the blocks.
+    for round in 0..=rounds {
         for (disk, samples) in &mut disks {
-            samples.push(batch(disk, length).map_err(|error| failed(stage, error))?);
+            disk.acquire().map_err(|error| failed(stage, error))?;
+            let took = way.batch(disk).map_err(|error| failed(stage, error))?;
+            disk.release().map_err(|error| failed(stage, error))?;
+            samples.extend((round > 0).then_some(took));
         }
     }
     let median = |number: usize| Spread::of(disks[number].1.clone()).p50;
@@ -153,15 +196,6 @@ fn requests(
         leased: median(0),
         open: median(1),
         open_again: median(2),
-    })
-}
-
-fn open(path: &Path, gate: Arc<dyn Gate>, direct: bool) -> Result<Disk, ImageError> {
-    image::create(None, path, Format::Raw, DISK_BYTES)?;
-    Disk::open(DiskOptions {
-        direct,
-        gate,
-        ..DiskOptions::new(path, Format::Raw)
     })
 }
 
@@ -187,6 +221,36 @@ fn batch(disk: &Disk, requests: u64) -> Result<u64, DiskError> {
     Ok(start.elapsed().as_nanos() as u64 / requests)
 }
 
+/// The same with many under way, handed to the kernel together.
+fn flown(disk: &Arc<Disk>, requests: u64) -> Result<u64, DiskError> {
+    let unsupported = || DiskError::Io(io::ErrorKind::Unsupported.into());
+    let mut buffer = Buffer([7; REQUEST_BYTES]);
+    let slice = [VolatileSlice::from(&mut buffer.0[..])];
+    let mut flights = Flights::of(disk, AT_ONCE).ok_or_else(unsupported)?;
+    let places = DISK_BYTES / REQUEST_BYTES as u64;
+    let mut landed = Vec::new();
+    let start = Instant::now();
+    for call in 0..requests / u64::from(AT_ONCE) {
+        for number in 0..u64::from(AT_ONCE) {
+            let request = call * u64::from(AT_ONCE) + number;
+            let at = request * 1_234_567 % places * REQUEST_BYTES as u64;
+            // SAFETY: the buffer outlives `flights`, which waits for what is under way; nobody looks
+            // into it.
+            let boarded = unsafe { flights.board((), request.is_multiple_of(2), at, |()| &slice) };
+            boarded.map_err(|()| unsupported())?;
+        }
+        flights.depart(&mut landed);
+        flights.arrivals(true, &mut landed);
+        if landed
+            .drain(..)
+            .any(|((), landing)| !matches!(landing, Landing::Done))
+        {
+            return Err(unsupported());
+        }
+    }
+    Ok(start.elapsed().as_nanos() as u64 / requests)
+}
+
 fn failed(stage: &Stage, error: impl std::error::Error + Send + Sync + 'static) -> StoreError {
-    StoreError::io("measure requests in", &stage.dir)(std::io::Error::other(error))
+    StoreError::io("measure requests in", &stage.dir)(io::Error::other(error))
 }

@@ -92,6 +92,18 @@ pub enum StoreError {
         /// The revision there is.
         found: u64,
     },
+    /// A disk that stays where it is when the guest is taken over.
+    #[error(
+        "{} would not be fenced when another host takes the guest over: under a lease a guest \
+         writes to files in {} that end in .raw, .img or .qcow2; put it there, or make it read-only",
+        path.display(), dir.display()
+    )]
+    NotFenced {
+        /// The disk.
+        path: PathBuf,
+        /// The guest's directory.
+        dir: PathBuf,
+    },
     /// The lease may not be claimed.
     #[error("cannot claim the lease of {subject}: {source}")]
     Held {

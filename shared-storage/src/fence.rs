@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::ioctl_ficlone;
 
-use crate::atomic::{names, sync_dir, temporary};
+use crate::atomic::{TEMPORARY, names, sync_dir, temporary};
 use crate::error::StoreError;
 use crate::undelegated;
 
 /// What a guest's disks are called.
-const DISK_SUFFIXES: [&str; 2] = [".raw", ".qcow2"];
+const DISK_SUFFIXES: [&str; 3] = [".raw", ".img", ".qcow2"];
 const EPOCH_MARK: char = '@';
 /// How often a clone starts over because another taker removed its source.
 const CLONE_ATTEMPTS: u32 = 8;
@@ -133,8 +133,25 @@ pub fn disks(dir: &Path) -> Result<Vec<String>, StoreError> {
     Ok(disks)
 }
 
-fn is_disk(name: &str) -> bool {
-    DISK_SUFFIXES.iter().any(|suffix| name.ends_with(suffix))
+/// Refuses a file to which the guest in `dir` must not write, for no takeover would move it: late
+/// writes of a holder that is gone would reach it. Who runs a guest under its lease asks before.
+pub fn check_moves(dir: &Path, file: &Path) -> Result<(), StoreError> {
+    let name = file.file_name().and_then(|name| name.to_str());
+    let real = |path: &Path| path.canonicalize().map_err(StoreError::io("find", path));
+    let here = file.parent().map(real).transpose()? == Some(real(dir)?);
+    if here && name.is_some_and(|name| is_disk(split(name).0)) {
+        return Ok(());
+    }
+    Err(StoreError::NotFenced {
+        path: file.into(),
+        dir: dir.into(),
+    })
+}
+
+/// Is that the name of a guest's disk, without an epoch?
+pub fn is_disk(name: &str) -> bool {
+    let plain = !name.contains('/') && !name.starts_with(TEMPORARY);
+    plain && DISK_SUFFIXES.iter().any(|suffix| name.ends_with(suffix))
 }
 
 /// A disk's name and epoch; 0 for one that was never fenced.
@@ -226,13 +243,25 @@ mod tests {
     #[test]
     fn every_disk_moves_to_the_epoch_and_nothing_else_does() {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["root.raw", "data.qcow2", "guest.toml", "lease.6"] {
+        for name in [
+            "root.raw",
+            "data.qcow2",
+            "swap.img",
+            "guest.toml",
+            "lease.6",
+        ] {
             fs::write(dir.path().join(name), name).unwrap();
         }
         fence(dir.path()).fence(7).unwrap();
         assert_eq!(
             files(dir.path()),
-            ["data.qcow2@7", "guest.toml", "lease.6", "root.raw@7"]
+            [
+                "data.qcow2@7",
+                "guest.toml",
+                "lease.6",
+                "root.raw@7",
+                "swap.img@7"
+            ]
         );
         assert_eq!(
             fs::read(dir.path().join("root.raw@7")).unwrap(),
@@ -240,7 +269,10 @@ mod tests {
         );
         fence(dir.path()).fence(7).unwrap();
         fence(dir.path()).fence(9).unwrap();
-        assert_eq!(disks(dir.path()).unwrap(), ["data.qcow2", "root.raw"]);
+        assert_eq!(
+            disks(dir.path()).unwrap(),
+            ["data.qcow2", "root.raw", "swap.img"]
+        );
         assert_eq!(
             disk_path(dir.path(), "root.raw", 9).unwrap(),
             dir.path().join("root.raw@9")
@@ -291,6 +323,23 @@ mod tests {
         }
         let kernel = dir.path().join("vmlinux");
         assert_eq!(resolve(&kernel, 8).unwrap(), kernel);
+    }
+
+    #[test]
+    fn what_a_takeover_would_not_move_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (guest, other) = (dir.path().join("web1"), dir.path().join("web2"));
+        fs::create_dir(&guest).unwrap();
+        fs::create_dir(&other).unwrap();
+        for moved in ["root.raw", "root.raw@5", "swap.img", "../web1/data.qcow2"] {
+            check_moves(&guest, &guest.join(moved)).unwrap();
+        }
+        for stays in ["root.vmdk", "disk", "root.raw@x", "../web2/root.raw", ".."] {
+            let refused = check_moves(&guest, &guest.join(stays)).unwrap_err();
+            assert!(matches!(refused, StoreError::NotFenced { .. }), "{stays}");
+        }
+        let said = check_moves(&guest, &other.join("root.raw")).unwrap_err();
+        assert!(said.to_string().contains("put it there"), "{said}");
     }
 
     #[test]

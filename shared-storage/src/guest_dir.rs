@@ -10,6 +10,7 @@ use crate::document::Revised;
 use crate::error::StoreError;
 use crate::fence::{self, DiskFence};
 use crate::lease::LeaseFiles;
+use crate::patience::{ANSWER_LIMIT, within};
 use crate::state::{Key, StateStore};
 
 /// A guest's directory.
@@ -76,9 +77,17 @@ impl GuestDir {
         fence::disk_path(&self.path, name, epoch)
     }
 
-    /// The means to fence its disks, if the file system has them.
+    /// Refuses a file to which the guest must not write under its lease.
+    pub fn check_moves(&self, file: &Path) -> Result<(), StoreError> {
+        fence::check_moves(&self.path, file)
+    }
+
+    /// The means to fence its disks, if the file system has them. Does not wait for a silent
+    /// storage for long.
     pub fn fence(&self) -> Result<Option<DiskFence>, StoreError> {
-        DiskFence::probe(&self.path)
+        let dir = self.path.clone();
+        let probe = move || DiskFence::probe(&dir);
+        within(ANSWER_LIMIT, "the look for a fence", &self.name, probe)
     }
 
     /// Its leases.

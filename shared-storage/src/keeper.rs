@@ -19,6 +19,7 @@ use crate::datastore::Datastore;
 use crate::error::StoreError;
 use crate::heartbeat::HeartbeatWriter;
 use crate::page::Page;
+use crate::patience::{ANSWER_LIMIT, within};
 
 pub use storage_core::beat::Writer as Role;
 
@@ -48,9 +49,16 @@ struct Shared {
 }
 
 impl Keeper {
-    /// Starts keeping.
+    /// Starts keeping. Does not wait for a silent storage for long.
     pub fn start(store: &Datastore, host: &LocalHost, role: Role) -> Result<Self, StoreError> {
-        store.host_dir(host.name())?;
+        let (at, name) = (store.clone(), host.name().to_owned());
+        let make = move || at.host_dir(&name);
+        within(
+            ANSWER_LIMIT,
+            "the making of the directory",
+            host.name(),
+            make,
+        )?;
         let cluster = store.cluster().id;
         let shared = Arc::new(Shared {
             host: host.clone(),
@@ -185,6 +193,19 @@ impl Shared {
         }
     }
 
+    fn acknowledge(&self, sent_us: u64, now_us: u64) {
+        let reach_us = self.timing.reach_us();
+        let back_us = self.page.hold().set_back_us(now_us, reach_us);
+        if back_us > 0 {
+            let back_ms = back_us / 1000;
+            tracing::warn!(
+                back_ms,
+                "CLOCK_BOOTTIME was set back: what this host holds has to be claimed anew"
+            );
+        }
+        self.page.acknowledge(sent_us, now_us, reach_us);
+    }
+
     fn beat(&self, writer: &mut HeartbeatWriter, counter: u64) -> bool {
         // The clock first: what counts is when the write was sent, not when it arrived.
         let sent_us = boottime_us();
@@ -199,8 +220,7 @@ impl Shared {
         };
         let written = writer.write(&record);
         if written.is_ok() {
-            self.page
-                .acknowledge(sent_us, boottime_us(), self.timing.reach_us());
+            self.acknowledge(sent_us, boottime_us());
         }
         let ok = written.is_ok();
         let mut last_error = self

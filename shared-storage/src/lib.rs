@@ -18,6 +18,7 @@ pub mod lease;
 mod leftovers;
 pub mod namesake;
 pub mod page;
+pub mod patience;
 pub mod state;
 pub mod trust;
 pub mod undelegated;

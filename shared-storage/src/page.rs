@@ -5,12 +5,13 @@
 //! one atomic word, so that a process that dies between two of them leaves nothing torn.
 
 use std::fs::{self, File, OpenOptions};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use storage_core::beat::Pace;
 use storage_core::hold::{Hold, TERM_COUNT};
@@ -18,7 +19,10 @@ use storage_core::hold::{Hold, TERM_COUNT};
 use crate::atomic::{temporary, write_synced};
 use crate::clock::{LocalHost, random};
 use crate::error::StoreError;
+use crate::lease::local::lock_until;
 
+/// Another process may have the page locked for so long; it takes some milliseconds.
+const LOCK_LIMIT: Duration = Duration::from_secs(10);
 const PAGE_BYTES: usize = 4096;
 /// Magic and layout version.
 const MAGIC: [u8; 8] = *b"GWPAGE01";
@@ -58,8 +62,10 @@ impl Page {
             .truncate(false)
             .open(&lock_path)
             .map_err(StoreError::io("open", &lock_path))?;
-        flock(&lock, FlockOperation::LockExclusive)
-            .map_err(|error| StoreError::io("lock", &lock_path)(error.into()))?;
+        if !lock_until(&lock, &lock_path, Instant::now() + LOCK_LIMIT)? {
+            let stands_still = io::Error::other("a process that holds it stands still; end it");
+            return Err(StoreError::io("lock", &lock_path)(stands_still));
+        }
         let file = match open_valid(&path, host) {
             Some(file) => file,
             None => make(&path, host)?,

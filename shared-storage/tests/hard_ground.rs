@@ -3,7 +3,8 @@
 //!
 //! Needs root for its mounts; says so and is skipped without.
 
-use std::fs;
+use std::fs::{self, File};
+use std::ops::ControlFlow;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -11,10 +12,12 @@ use std::time::Duration;
 
 use ground::{Ground, Kind};
 use shared_storage::gate::Gate;
+use shared_storage::image::{Disk, DiskOptions, Format, Made, duplicate};
 use shared_storage::lease::{Grant, HandOver, HeldLease, Notice};
 use shared_storage::{ClusterFile, Datastore, Keeper, LocalHost, Role, StoreError, Watcher};
 use storage_core::timing::Timing;
 use toml::Table;
+use vm_memory::VolatileSlice;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// User and group of nobody.
@@ -239,6 +242,11 @@ fn a_silent_datastore_stops_the_guest_and_hangs_nobody() {
     let to = keeper.holder();
     assert_eq!(held.hand_over(to, [7; 16], moment), HandOver::Unknown);
     keeper.wait_live(moment).unwrap_err();
+    let files = store.guest("web1").unwrap().lease().patient_for(moment);
+    let silent =
+        |error: StoreError| assert!(matches!(error, StoreError::NoAnswer { .. }), "{error}");
+    silent(files.rehearse().unwrap_err());
+    silent(HeldLease::adopt(&keeper, files, None, moment).unwrap_err());
 
     place.ground.thaw().unwrap();
     assert_eq!(held.notices().recv_timeout(PATIENCE), Ok(Notice::Run));
@@ -251,4 +259,39 @@ fn a_silent_datastore_stops_the_guest_and_hangs_nobody() {
     let refused = held.release(moment).unwrap_err();
     assert!(refused.to_string().contains("not answered"), "{refused}");
     place.ground.thaw().unwrap();
+}
+
+/// A second image takes no room where blocks can be shared, and is a copy where they cannot.
+#[test]
+fn an_image_shares_its_blocks_where_the_file_system_can() {
+    const BYTES: usize = 16 << 20;
+    for (kind, shares) in [(Kind::Xfs, true), (Kind::Ext4, false)] {
+        let Some(place) = Place::prepare(Ground::in_file(kind)) else {
+            return;
+        };
+        let (source, second) = (place.root().join("one.raw"), place.root().join("two.raw"));
+        fs::write(&source, vec![7; BYTES]).unwrap();
+        let options = || DiskOptions::new(&source, Format::Raw);
+        let free = || {
+            File::open(place.root()).unwrap().sync_all().unwrap();
+            let found = rustix::fs::statvfs(place.root()).unwrap();
+            (found.f_bfree * found.f_frsize) as usize
+        };
+        File::open(&source).unwrap().sync_all().unwrap();
+        let before = free();
+        let made = duplicate(options(), &second, |_| ControlFlow::Continue(())).unwrap();
+        assert_eq!(made == Made::Reflink, shares, "{kind:?}: {made:?}");
+        assert_eq!(before - free() < BYTES / 2, shares, "{kind:?}");
+        // Each is its own from the first write on.
+        let disk = Disk::open(DiskOptions::new(&second, Format::Raw)).unwrap();
+        let mut data = vec![8; 4096];
+        disk.write_at(0, &[VolatileSlice::from(&mut data[..])])
+            .unwrap();
+        drop(disk);
+        assert!(fs::read(&source).unwrap() == vec![7; BYTES], "{kind:?}");
+        assert_eq!(
+            fs::read(&second).unwrap()[..4097],
+            [vec![8; 4096], vec![7]].concat()
+        );
+    }
 }

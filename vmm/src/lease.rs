@@ -6,6 +6,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -16,8 +17,10 @@ use shared_storage::gate::Gate;
 use shared_storage::lease::{
     Ending, Grant, HandOver, HeldLease, Holder, LeaseGate, LeaseRecord, Notice as LeaseNotice,
 };
+use shared_storage::patience::{ANSWER_LIMIT, within};
 use shared_storage::{DEFAULT_RUN_DIR, Datastore, Keeper, LocalHost, Role, StoreError};
 use vmm_core::control::Happening;
+use vmm_core::spec::Spec;
 
 use crate::error::one_line;
 use crate::guest::{Guest, GuestError, Hold};
@@ -77,6 +80,8 @@ pub struct Lease {
     gate: Arc<LeaseGate>,
     notices: Mutex<Option<Receiver<LeaseNotice>>>,
     citizen: Citizen,
+    /// When it ran out, as far as that was seen; 0 otherwise.
+    ran_out_us: AtomicU64,
 }
 
 impl LeaseFlags {
@@ -86,7 +91,9 @@ impl LeaseFlags {
         else {
             return Ok(None);
         };
-        let store = Datastore::open(datastore)?;
+        let (root, subject) = (datastore.clone(), datastore.to_string_lossy());
+        let open = move || Datastore::open(&root);
+        let store = within(ANSWER_LIMIT, "the opening", &subject, open)?;
         let host = LocalHost::new(host, &self.run_dir)?;
         Citizen::new(store, &host, guest).map(Some)
     }
@@ -141,6 +148,22 @@ impl Citizen {
         }
     }
 
+    /// Refuse disks that would not move with the guest when another host takes it over.
+    pub fn check_disks(&self, spec: &Spec) -> Result<(), StoreError> {
+        let (store, guest) = (self.store.clone(), self.guest.clone());
+        let written = spec.disks.iter().filter(|disk| !disk.readonly);
+        let paths: Vec<_> = written.map(|disk| store.root().join(&disk.path)).collect();
+        within(
+            ANSWER_LIMIT,
+            "the look for the disks",
+            &self.guest,
+            move || {
+                let dir = store.guest(&guest)?;
+                paths.iter().try_for_each(|path| dir.check_moves(path))
+            },
+        )
+    }
+
     /// How long handing the lease over would take now.
     pub fn hand_over_takes(&self) -> Result<Duration, StoreError> {
         self.store.guest(&self.guest)?.lease().rehearse()
@@ -177,13 +200,16 @@ impl Citizen {
 
     /// Take up the lease that names this host.
     pub fn adopt(self) -> Result<Lease, StoreError> {
-        let dir = self.store.guest(&self.guest)?;
+        let (store, guest) = (self.store.clone(), self.guest.clone());
+        let find = move || store.guest(&guest);
+        let dir = within(ANSWER_LIMIT, "the look", &self.guest, find)?;
         let mut held = HeldLease::adopt(&self.keeper, dir.lease(), dir.fence()?, ADOPT_LIMIT)?;
         Ok(Lease {
             gate: held.gate(),
             notices: Mutex::new(Some(held.take_notices())),
             held: Mutex::new(held),
             citizen: self,
+            ran_out_us: AtomicU64::new(0),
         })
     }
 }
@@ -228,6 +254,21 @@ impl Lease {
         }
     }
 
+    /// The guest has stood still for its lease since `at_us`. Others count on `stop_ms` for that.
+    pub fn stood_still(&self, at_us: u64) {
+        let ran_out_us = self.ran_out_us.swap(0, Ordering::AcqRel);
+        let timing = self.citizen.store.timing();
+        let took_us = at_us.saturating_sub(ran_out_us);
+        if ran_out_us > 0 && took_us > timing.stop_us() {
+            tracing::warn!(
+                took_ms = took_us / 1000,
+                stop_ms = timing.stop_ms,
+                "the guest's processors stood still later than cluster.toml's stop_ms allows for; \
+                 its disks were shut in time"
+            );
+        }
+    }
+
     /// Obey the lease from now on.
     pub fn guard(&self, guest: Arc<Guest>) -> io::Result<()> {
         let mut notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
@@ -251,6 +292,10 @@ impl Lease {
 fn obey(notice: LeaseNotice, guest: &Guest) -> Result<(), GuestError> {
     match notice {
         LeaseNotice::Pause => {
+            if let Some(lease) = guest.lease() {
+                let ran_out_us = lease.gate.ran_out_us().unwrap_or_default();
+                lease.ran_out_us.store(ran_out_us, Ordering::Release);
+            }
             guest.hold(Hold::Lease)?;
         }
         LeaseNotice::Run => {

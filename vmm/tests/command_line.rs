@@ -199,6 +199,7 @@ fn every_end_has_its_code() {
         assert_eq!(output.status.code(), Some(expected), "{name}: {said}");
         assert_eq!(output.stdout, b"G", "{name}");
         assert!(said.contains(part), "{name}: {said}");
+        assert_eq!(said.matches("has no lease").count(), 1, "{name}: {said}");
     }
 }
 

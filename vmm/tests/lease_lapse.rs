@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use ground::{Ground, Kind};
 use shared_storage::lease::{Grant, HeldLease};
 use shared_storage::{ClusterFile, Datastore, Keeper, LocalHost, Role, StoreError, Watcher};
+use storage_core::hold::Hold;
 use storage_core::timing::Timing;
 use vmm::cli::ctl::request;
 use vmm_core::control::{Event, Happening, Info};
@@ -57,12 +58,7 @@ impl World {
         let seen = files.look().unwrap();
         drop(HeldLease::claim(&agent, files, &seen, None, None, PATIENCE).unwrap());
         let socket = self.dir.path().join("api.sock");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vmm"));
-        command.args(["run", "--memory", "32", "--console", "off", "--cmdline"]);
-        command.args(["cpus=1", "--guest", "web1", "--host", "a", "--datastore"]);
-        command.arg(self.store.root());
-        command.arg("--run-dir").arg(self.dir.path().join("a"));
-        command.arg("--kernel").arg(self.dir.path().join("probe"));
+        let mut command = self.command();
         command.arg("--api-socket").arg(&socket);
         let process = command.stderr(Stdio::piped()).spawn().unwrap();
         let give_up = Instant::now() + PATIENCE;
@@ -75,6 +71,24 @@ impl World {
             process,
             socket,
         }
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vmm"));
+        command.args(["run", "--memory", "32", "--console", "off", "--cmdline"]);
+        command.args(["cpus=1", "--guest", "web1", "--host", "a", "--datastore"]);
+        command.arg(self.store.root());
+        command.arg("--run-dir").arg(self.dir.path().join("a"));
+        command.arg("--kernel").arg(self.dir.path().join("probe"));
+        command
+    }
+
+    /// Until when host a may act: a word of the page that its processes share.
+    fn deadline_us(&self) -> u64 {
+        let cluster = u128::from_be_bytes(self.store.cluster().id);
+        let page = self.dir.path().join(format!("a/{cluster:032x}/a.page"));
+        let word = fs::read(page).unwrap()[64..72].try_into().unwrap();
+        Hold::from_word(u64::from_le_bytes(word)).deadline_us()
     }
 
     fn last_grant(&self) -> (u64, Grant) {
@@ -113,16 +127,25 @@ fn listen(socket: &Path) -> Receiver<Event> {
 }
 
 impl Vmm {
-    fn until(&self, wanted: &Happening) {
+    fn until(&self, wanted: &Happening) -> Event {
         let give_up = Instant::now() + PATIENCE;
         loop {
             let left = give_up.saturating_duration_since(Instant::now());
             match self.events.recv_timeout(left) {
-                Ok(event) if event.what == *wanted => return,
+                Ok(event) if event.what == *wanted => return event,
                 Ok(_) => {}
                 Err(error) => panic!("waited for {wanted:?}: {error}"),
             }
         }
+    }
+
+    /// Ends it; gives what it wrote on its standard error.
+    fn last_words(mut self) -> String {
+        self.process.kill().unwrap();
+        let mut said = String::new();
+        let stderr = self.process.stderr.take();
+        stderr.unwrap().read_to_string(&mut said).unwrap();
+        said
     }
 
     fn state(&self) -> State {
@@ -157,15 +180,23 @@ fn processors_stand_still_while_the_storage_is_silent() {
     };
     let vmm = world.run();
     vmm.until(&Happening::State(State::Running));
+    let mut late_us = Vec::new();
     for epoch in [2, 3] {
         ground.freeze().unwrap();
-        vmm.until(&Happening::LeaseSuspended);
+        let stood_still = vmm.until(&Happening::LeaseSuspended);
+        late_us.push(stood_still.boottime_us - world.deadline_us());
         assert_eq!(vmm.state(), State::Paused);
         ground.thaw().unwrap();
         vmm.until(&Happening::LeaseResumed);
         assert_eq!(vmm.state(), State::Running);
         assert_eq!(world.last_grant(), (epoch, Grant::Renewed));
     }
+    println!("stood still {late_us:?} us after the deadline");
+    // Others count on `stop_ms`: whether it was kept must be known.
+    let stop_us = world.store.timing().stop_us();
+    let late = late_us.iter().any(|late_us| *late_us > stop_us);
+    let said = vmm.last_words();
+    assert_eq!(said.contains("stood still later"), late, "{said}");
 }
 
 #[test]
@@ -200,4 +231,26 @@ fn a_process_that_wakes_up_too_late_says_who_has_its_guest_and_ends() {
         "{said}"
     );
     drop(taken);
+}
+
+/// A takeover would not move them, and late writes of this host would reach them.
+#[test]
+fn a_disk_that_could_not_be_fenced_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let Some(world) = World::on(root.path()) else {
+        return;
+    };
+    for (disk, refused) in [
+        ("guests/web1/disk0.vmdk", true),
+        ("images/shared.raw", true),
+        ("images/shared.raw,readonly=on", false),
+        ("guests/web1/disk0.img", false),
+    ] {
+        let mut command = world.command();
+        let ended = command.arg("--disk").arg(format!("path={disk}")).output();
+        let said = String::from_utf8(ended.unwrap().stderr).unwrap();
+        // Nobody claimed the lease: what is not refused for its disk ends for that.
+        assert_eq!(said.contains("would not be fenced"), refused, "{said}");
+        assert_eq!(said.contains("there is no"), !refused, "{said}");
+    }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use cluster_core::dependencies::{circle, circle_words};
 use cluster_core::model::{Guest, GuestId};
 use hyper::StatusCode;
-use shared_storage::{Datastore, StoreError};
+use shared_storage::{Datastore, StoreError, fence};
 
 use super::answer::Refused;
 use crate::guest_file::{GRACE_MAX_S, GuestFile};
@@ -24,6 +24,13 @@ pub fn check(store: &Datastore, name: &str, file: &GuestFile) -> Result<(), Refu
         .spec(name, &image_dir, None, |disk| disk.into())
         .map_err(bad)?;
     spec.validate().map_err(|error| bad(error.to_string()))?;
+    if let Some(disk) = file.disks.iter().find(|disk| !fence::is_disk(&disk.name)) {
+        return Err(bad(format!(
+            "{:?} cannot be a disk of {name}: disks are files in its own directory that end in .raw, \
+             .img or .qcow2; others would not be fenced when another host takes it over",
+            disk.name
+        )));
+    }
     let limit = u64::from(file.cpus) * 1000;
     if file.reserve_mcpu > limit {
         return Err(bad(format!(
@@ -67,5 +74,37 @@ fn check_dependencies(store: &Datastore, name: &str, file: &GuestFile) -> Result
     match circle(&guests, &name.to_owned(), &file.after) {
         Some(found) => Err(Refused(StatusCode::BAD_REQUEST, circle_words(&found))),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shared_storage::ClusterFile;
+
+    use super::*;
+
+    #[test]
+    fn a_disk_that_no_takeover_would_fence_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let cluster = ClusterFile::new("test", storage_core::timing::Timing::default());
+        let store = Datastore::create(dir.path(), &cluster).unwrap();
+        let image = dir.path().join("images/tiny");
+        std::fs::create_dir_all(&image).unwrap();
+        std::fs::write(image.join("image.toml"), "kernel = 'vmlinux'").unwrap();
+        let with_disk = |name: &str| {
+            let text = format!(
+                "desired = 'stopped'\nprotected = true\nmovable = true\nimage = 'tiny'\ncpus = 1\n\
+                 memory_mib = 64\n[[disk]]\nname = '{name}'\nformat = 'raw'\n"
+            );
+            check(&store, "web1", &toml::from_str(&text).unwrap())
+        };
+        for name in ["disk0.raw", "swap.img", "data.qcow2"] {
+            with_disk(name).unwrap();
+        }
+        for name in ["disk0.vmdk", "disk0", "../web2/disk0.raw"] {
+            let Refused(status, why) = with_disk(name).unwrap_err();
+            assert_eq!(status, StatusCode::BAD_REQUEST);
+            assert!(why.contains("would not be fenced"), "{why}");
+        }
     }
 }

@@ -57,15 +57,20 @@ impl Hold {
         self.term() == term && self.is_live(now_us)
     }
 
+    /// By how much, at least, the clock was set back; 0 if that does not show. A deadline further
+    /// ahead than any heartbeat could have put it tells.
+    pub fn set_back_us(self, now_us: u64, reach_us: u64) -> u64 {
+        self.deadline_us()
+            .saturating_sub(now_us.saturating_add(reach_us))
+    }
+
     /// The hold after storage acknowledged, at `now_us`, a heartbeat sent at `sent_us`.
     ///
-    /// A deadline further ahead than any heartbeat could have put it shows that the clock was
-    /// set back. Nobody knows for how long then, so that a new term starts.
+    /// If the clock was set back, a new term starts.
     #[must_use]
     pub fn after_ack(self, sent_us: u64, now_us: u64, reach_us: u64) -> Self {
         let deadline_us = sent_us.saturating_add(reach_us);
-        let set_back = self.deadline_us() > now_us.saturating_add(reach_us);
-        if self.is_live(now_us) && !set_back {
+        if self.is_live(now_us) && self.set_back_us(now_us, reach_us) == 0 {
             Self::new(deadline_us.max(self.deadline_us()), self.term())
         } else if now_us < deadline_us {
             Self::new(deadline_us, (self.term() + 1) % TERM_COUNT)
@@ -103,6 +108,8 @@ mod tests {
     #[test]
     fn a_clock_that_was_set_back_starts_a_term() {
         let hold = Hold::new(60_000_000, 3);
+        assert_eq!(hold.set_back_us(5_010_000, REACH_US), 53_990_000);
+        assert_eq!(hold.set_back_us(59_000_000, REACH_US), 0);
         let next = hold.after_ack(5_000_000, 5_010_000, REACH_US);
         assert_eq!((next.deadline_us(), next.term()), (6_000_000, 4));
     }

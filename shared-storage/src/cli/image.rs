@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write as _};
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 
 use serde::Serialize;
@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::size::{Size, in_words};
 use super::{Cli, CliError, FOUND_WRONG, show};
 use crate::datastore::Datastore;
+use crate::error::StoreError;
 use crate::fence;
 use crate::image::{
     self, CheckReport, CopyProgress, Disk, DiskOptions, Format, ImageError, ImageInfo, Made,
@@ -121,11 +122,21 @@ fn said(path: &Path, why: &str) -> CliError {
 /// An image that is there, for reading. A guest's disk is found under whatever epoch it has.
 fn existing(store: &Datastore, given: &Path) -> Result<DiskOptions, CliError> {
     let format = format_of(given)?;
-    let path = fence::resolve(&store.root().join(given), u64::MAX)?;
+    let there = store.root().join(given);
+    let path = match fence::resolve(&there, u64::MAX) {
+        // It is refused for where it is, not for being absent.
+        Err(StoreError::Missing(_)) if leads_out(given) => there,
+        found => found?,
+    };
     Ok(DiskOptions {
         root: Some(store.root().into()),
         ..DiskOptions::new(path, format)
     })
+}
+
+fn leads_out(given: &Path) -> bool {
+    let mut parts = given.components();
+    given.is_absolute() || parts.any(|part| part == Component::ParentDir)
 }
 
 /// The content is not asked: a guest can make its raw disk look like anything.

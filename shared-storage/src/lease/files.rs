@@ -2,8 +2,8 @@
 //!
 //! The last epoch counts. Creating one is a `link` of a synced temporary file, atomic on
 //! every file system that hosts can share. Its answer can get lost, so that who asked must
-//! be able to find out: the temporary file and the epoch are one inode exactly when it
-//! succeeded. Removing the temporary file makes sure that a request still under way fails.
+//! be able to find out: no two records have one nonce, so that it succeeded exactly when the
+//! epoch has ours. Removing the temporary file makes sure that a request still under way fails.
 
 use std::fs;
 use std::io;
@@ -16,6 +16,7 @@ use storage_core::record::{Grant, LEASE_BYTES_LIMIT, LeaseRecord};
 use crate::atomic::{TEMPORARY, names, read_limited, sync_dir, temporary, write_synced};
 use crate::clock::{boottime_us, random};
 use crate::error::StoreError;
+use crate::patience::{ANSWER_LIMIT, within};
 
 /// How often reading starts over because epochs were removed under it.
 const READ_ATTEMPTS: u32 = 16;
@@ -29,6 +30,7 @@ pub struct LeaseFiles {
     stem: String,
     subject: String,
     cluster: [u8; 16],
+    patience: Duration,
 }
 
 /// How a lease was found, and when. A heartbeat says something about the holder only if it
@@ -48,7 +50,24 @@ impl LeaseFiles {
             stem: stem.into(),
             subject: subject.into(),
             cluster,
+            patience: ANSWER_LIMIT,
         }
+    }
+
+    /// The same, for who does not want to wait longer than this for the storage.
+    #[must_use]
+    pub fn patient_for(self, patience: Duration) -> Self {
+        Self { patience, ..self }
+    }
+
+    /// Has the storage do something, and waits for that as long as our patience lasts.
+    fn patiently<T: Send + 'static>(
+        &self,
+        act: &'static str,
+        operation: impl FnOnce(&Self) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let files = self.clone();
+        within(self.patience, act, &self.subject, move || operation(&files))
     }
 
     /// What is leased.
@@ -84,11 +103,13 @@ impl LeaseFiles {
         }
     }
 
-    /// The last epoch, and when it was read.
+    /// The last epoch, and when it was read. Does not wait for a silent storage for long.
     pub fn look(&self) -> Result<Seen, StoreError> {
-        let last = self.last()?;
-        let read_us = boottime_us();
-        Ok(Seen { last, read_us })
+        self.patiently("the look at the lease", |files| {
+            let last = files.last()?;
+            let read_us = boottime_us();
+            Ok(Seen { last, read_us })
+        })
     }
 
     /// All epochs that are kept, oldest first; damaged ones are left out.
@@ -124,7 +145,12 @@ impl LeaseFiles {
     }
 
     /// How long [`Self::create`] takes now, found out by going the same way with other names.
+    /// Does not wait for a silent storage for long.
     pub fn rehearse(&self) -> Result<Duration, StoreError> {
+        self.patiently("the rehearsal of a hand-over", Self::rehearse_now)
+    }
+
+    fn rehearse_now(&self) -> Result<Duration, StoreError> {
         let began = Instant::now();
         let stem = self.dir.join(&self.stem);
         let (first, second) = (temporary(&stem), temporary(&stem));
@@ -135,7 +161,7 @@ impl LeaseFiles {
             Ok(began.elapsed())
         });
         for path in [first, second] {
-            // What stays is removed by whoever comes next.
+            // What stays is swept by the host that leads.
             let _ = fs::remove_file(path);
         }
         took
@@ -168,7 +194,7 @@ impl LeaseFiles {
         }
         match self.epochs() {
             Ok(epochs) if epochs.last() == Some(&record.epoch) => {
-                // What stays is removed by whoever comes next.
+                // What stays is swept by the host that leads.
                 let _ = fs::remove_file(temporary);
                 Outcome::Won
             }
@@ -180,7 +206,7 @@ impl LeaseFiles {
         }
     }
 
-    /// Removes epochs that nobody needs and what dead contenders left behind.
+    /// Removes epochs so long before this one that nobody needs them any more.
     pub fn forget(&self, before: u64) {
         let Ok(epochs) = self.epochs() else { return };
         for epoch in epochs
@@ -192,8 +218,16 @@ impl LeaseFiles {
     }
 
     /// Declares the holder gone, whatever it does: the operator knows better. Whoever it was,
-    /// if the last epoch is damaged: nobody can claim that, and only this helps.
+    /// if the last epoch is damaged: nobody can claim that, and only this helps. Does not wait for
+    /// a silent storage for long; it may still happen then.
     pub fn force_free(&self, note: &str) -> Result<LeaseRecord, StoreError> {
+        let note = note.to_owned();
+        self.patiently("the freeing of the lease", move |files| {
+            files.force_free_now(&note)
+        })
+    }
+
+    fn force_free_now(&self, note: &str) -> Result<LeaseRecord, StoreError> {
         let (epoch, fence) = match self.last() {
             Ok(last) => last.map_or((0, 0), |last| (last.epoch, last.fence)),
             // What fencing it owed is unknown; whoever claims after a force fences anew.

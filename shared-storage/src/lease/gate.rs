@@ -37,6 +37,12 @@ impl LeaseGate {
         let hold = self.page.hold();
         (hold.term() == self.term.load(Ordering::Acquire)).then(|| hold.deadline_us())
     }
+
+    /// When the host's time ran out, on the boottime clock; none while it may act.
+    pub fn ran_out_us(&self) -> Option<u64> {
+        let hold = self.page.hold();
+        (!hold.is_live(boottime_us())).then(|| hold.deadline_us())
+    }
 }
 
 impl Gate for LeaseGate {

@@ -119,13 +119,15 @@ impl HeldLease {
         fence: Option<DiskFence>,
         timeout: Duration,
     ) -> Result<Self, StoreError> {
-        let Some(last) = files.last()? else {
+        let give_up = Instant::now() + timeout;
+        let Some(last) = files.clone().patient_for(timeout).look()?.last else {
             return Err(StoreError::Missing(files.dir().join("lease")));
         };
         let identity = identity(keeper, &files);
         // Whether a predecessor died is found out under the local lock.
         let first = Event::Adopt { last, died: false };
-        Self::start(keeper, files, identity, fence, first, timeout)
+        let left = give_up.saturating_duration_since(Instant::now());
+        Self::start(keeper, files, identity, fence, first, left)
     }
 
     fn start(

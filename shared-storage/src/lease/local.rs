@@ -6,6 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,18 @@ use crate::keeper::Keeper;
 
 /// How often the lock is tried.
 const POLL: Duration = Duration::from_millis(5);
+
+/// Locks a file of the run directory; `false` if another process has it until `give_up`.
+pub(crate) fn lock_until(file: &File, path: &Path, give_up: Instant) -> Result<bool, StoreError> {
+    loop {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(true),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < give_up => thread::sleep(POLL),
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(false),
+            Err(error) => return Err(StoreError::io("lock", path)(error.into())),
+        }
+    }
+}
 
 /// The lock, held.
 #[derive(Debug)]
@@ -39,17 +52,10 @@ impl LocalLock {
             .truncate(false)
             .open(&path)
             .map_err(StoreError::io("open", &path))?;
-        loop {
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Self(file)),
-                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < give_up => {
-                    thread::sleep(POLL);
-                }
-                Err(rustix::io::Errno::WOULDBLOCK) => {
-                    return Err(StoreError::RunsHere(subject.into()));
-                }
-                Err(error) => return Err(StoreError::io("lock", &path)(error.into())),
-            }
+        if lock_until(&file, &path, give_up)? {
+            Ok(Self(file))
+        } else {
+            Err(StoreError::RunsHere(subject.into()))
         }
     }
 

@@ -3,7 +3,7 @@
 mod files;
 mod gate;
 mod held;
-mod local;
+pub(crate) mod local;
 
 pub use files::{LeaseFiles, Seen};
 pub use gate::LeaseGate;

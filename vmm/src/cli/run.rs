@@ -109,7 +109,11 @@ pub fn main(arguments: Arguments) -> Result<Ending, String> {
         .citizen()
         .map_err(|error| one_line(&error))?
     {
-        Some(citizen) => Some(Arc::new(citizen.adopt().map_err(|error| one_line(&error))?)),
+        Some(citizen) => {
+            let checked = citizen.check_disks(&spec);
+            checked.map_err(|error| one_line(&error))?;
+            Some(Arc::new(citizen.adopt().map_err(|error| one_line(&error))?))
+        }
         None => None,
     };
     if let Some(lease) = &lease {
@@ -141,6 +145,12 @@ pub fn main(arguments: Arguments) -> Result<Ending, String> {
     if let Some(lease) = &lease {
         lease
             .guard(guest.clone())
+    if lease.is_none() {
+        tracing::warn!(
+            "this guest has no lease: nothing but its images' locks keeps others from running it, \
+             too; with --datastore it has one"
+        );
+    }
             .map_err(|error| format!("cannot watch over the lease: {error}"))?;
     }
     Ok(drive(&guest, &inbox))
@@ -150,7 +160,7 @@ pub fn main(arguments: Arguments) -> Result<Ending, String> {
 /// epoch: only now that the lease is ours is it certain where they lie.
 fn find_disks(spec: &mut Spec, lease: &Lease) -> Result<(), StoreError> {
     let (root, epoch) = (lease.citizen().store().root(), lease.epoch());
-    for disk in spec.disks.iter_mut().filter(|disk| !disk.readonly) {
+    for disk in &mut spec.disks {
         let path = fence::resolve(&root.join(&disk.path), epoch.unwrap_or_default())?;
         disk.path = path.to_string_lossy().into_owned();
     }

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use shared_storage::clock::boottime_us;
 use vmm_core::control::Happening;
 use vmm_core::lifecycle::State;
 
@@ -104,6 +105,9 @@ impl Guest {
     fn tell_suspended(&self, who: Hold) {
         if who == Hold::Lease {
             self.events.tell(Happening::LeaseSuspended);
+            if let Some(lease) = self.lease() {
+                lease.stood_still(boottime_us());
+            }
         }
     }
 

@@ -86,6 +86,10 @@ impl Arrival {
     }
 
     fn parts(&self, kvm: Kvm, spec: Spec, shown: &[CpuidLeaf]) -> Result<Parts, String> {
+        if let Some(citizen) = &self.citizen {
+            let checked = citizen.check_disks(&spec);
+            checked.map_err(|error| one_line(&error))?;
+        }
         let access = DiskAccess {
             gate: self.gate.clone(),
             root: self

@@ -31,6 +31,10 @@ pub struct Capabilities {
     /// From a host's last heartbeat to the moment at which others may take its guests,
     /// in milliseconds.
     pub takeover_ms: u64,
+    /// From a host's last heartbeat to the moment at which a disk that it had locked can be opened,
+    /// in milliseconds, give or take a second or two of the server's; none where nobody knows. Where
+    /// files can be cloned the lock stays with the file that the dead host had.
+    pub disk_ms: Option<u64>,
     /// What an operator should know or change.
     pub advice: Vec<String>,
 }
@@ -45,6 +49,11 @@ impl Capabilities {
         let timing = store.timing();
         // Worst case: the last heartbeat lands right after a read.
         let takeover_ms = (timing.watch_us(reflink) + timing.interval_us()) / 1000;
+        let lock_ms = if nfs && !reflink {
+            nfs_lease_ms(root)
+        } else {
+            Some(0)
+        };
         let mut found = Self {
             nfs,
             reflink,
@@ -52,6 +61,8 @@ impl Capabilities {
             direct_io,
             hard_links,
             takeover_ms,
+            // The server began to count with what it last heard of the host.
+            disk_ms: lock_ms.map(|lock_ms| lock_ms.max(takeover_ms)),
             advice: Vec::new(),
         };
         found.advise(root);
@@ -101,7 +112,9 @@ fn try_files(root: &Path) -> Result<(bool, bool, bool), StoreError> {
     );
     let tried = (|| {
         let file = OpenOptions::new().write(true).create_new(true).open(&one)?;
-        let locks = lock::take(&file, lock::Kind::Exclusive).is_ok();
+        let again = OpenOptions::new().write(true).open(&one)?;
+        let take = |file| lock::take(file, lock::Kind::Exclusive);
+        let locks = take(&file).unwrap_or(false) && !take(&again).unwrap_or(true);
         let direct = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_DIRECT)
@@ -113,6 +126,33 @@ fn try_files(root: &Path) -> Result<(bool, bool, bool), StoreError> {
     let _ = fs::remove_file(&one);
     let _ = fs::remove_file(&other);
     tried.map_err(StoreError::io("write into", root))
+}
+
+/// How long the server believes in a client that it does not hear, as the kernel knows it.
+fn nfs_lease_ms(root: &Path) -> Option<u64> {
+    let table = fs::read_to_string("/proc/self/mountstats").ok()?;
+    lease_in(&table, &root.canonicalize().ok()?)
+}
+
+/// The same from this text.
+fn lease_in(table: &str, root: &Path) -> Option<u64> {
+    let mut found: Option<(usize, u64)> = None;
+    let mut here = None;
+    for line in table.lines() {
+        if let Some((_, rest)) = line.split_once(" mounted on ") {
+            let point = rest.split(' ').next()?;
+            here = root.starts_with(point).then_some(point.len());
+        }
+        let lease = line
+            .split(',')
+            .find_map(|word| word.strip_prefix("lease_time="));
+        if let (Some(length), Some(lease)) = (here, lease)
+            && found.is_none_or(|(longest, _)| length >= longest)
+        {
+            found = Some((length, lease.parse::<u64>().ok()? * 1000));
+        }
+    }
+    found.map(|(_, lease_ms)| lease_ms)
 }
 
 /// Mount options that make an NFS client see the others' changes too late, or never answer.
@@ -172,6 +212,24 @@ mod tests {
         );
         let limit_ms = if found.reflink { 2000 } else { 4000 };
         assert!(found.takeover_ms < limit_ms, "{found:?}");
+        assert_eq!(found.disk_ms, Some(found.takeover_ms));
         assert!(store.leftovers().unwrap().is_empty());
+    }
+
+    #[test]
+    fn the_servers_lease_is_read_for_the_mount_that_counts() {
+        let table = "\
+device /dev/vda mounted on / with fstype ext4
+device storage:/ mounted on /srv with fstype nfs4 statvers=1.1
+\topts:\trw,vers=4.2,hard
+\tnfsv4:\tbm0=0xf8f3b77e,bm1=0x40b0be3a,acl=0x3,sessions,pnfs=not configured,lease_time=90,lease_expired=0
+device storage:/vmstore mounted on /srv/vmstore with fstype nfs4 statvers=1.1
+\tnfsv4:\tbm0=0xf8f3b77e,lease_time=10,lease_expired=0
+device tmpfs mounted on /run with fstype tmpfs
+";
+        let lease = |root: &str| lease_in(table, Path::new(root));
+        assert_eq!(lease("/srv/vmstore/a"), Some(10_000));
+        assert_eq!(lease("/srv"), Some(90_000));
+        assert_eq!(lease("/home"), None);
     }
 }

@@ -43,8 +43,9 @@ use crate::network::{remove_tap, tap_name};
 const CLAIM_PAUSE: Duration = Duration::from_millis(50);
 /// One file operation of the lease may take so long.
 const STORAGE_LIMIT: Duration = Duration::from_secs(10);
-/// A VMM that does not answer by then has failed to start.
-const BOOT_LIMIT: Duration = Duration::from_mins(1);
+/// A VMM that does not answer by then has failed to start. It may wait for two minutes until the
+/// storage's server has given up on the host that had a disk locked.
+const BOOT_LIMIT: Duration = Duration::from_mins(3);
 
 /// Takes the word where the guest is waited for, or why it is not.
 pub type Berth = oneshot::Sender<Result<view::Berth, String>>;

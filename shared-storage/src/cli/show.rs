@@ -111,7 +111,11 @@ fn status_text(store: &Datastore, status: &Status<'_>) -> String {
     lines.join("\n")
 }
 
-fn can_do(found: &Capabilities) -> [String; 4] {
+fn can_do(found: &Capabilities) -> [String; 5] {
+    let disk = match found.disk_ms {
+        Some(disk_ms) => format!("after {disk_ms} ms"),
+        None => "when the NFS server gives up on the dead host's lock".to_owned(),
+    };
     let yes = |yes| if yes { "yes" } else { "no" };
     [
         format!("clones       {}", yes(found.reflink)),
@@ -121,6 +125,7 @@ fn can_do(found: &Capabilities) -> [String; 4] {
             "takeover     {} ms after the last heartbeat",
             found.takeover_ms
         ),
+        format!("its disks    {disk}"),
     ]
 }
 

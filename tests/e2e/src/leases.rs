@@ -67,10 +67,16 @@ impl Story {
 
     /// Every block is there, in the order of epochs, and so is every one that was acknowledged.
     fn verify(&self, at: &Host, players: &[&Player<'_>]) -> lab::Result<String> {
+        let said = players.iter().map(|player| player.said());
+        self.verify_said(at, &said.collect::<lab::Result<Vec<_>>>()?)
+    }
+
+    /// As [`Story::verify`], with what the players said.
+    fn verify_said(&self, at: &Host, all: &[String]) -> lab::Result<String> {
         let mut acked = String::new();
-        for player in players {
-            let path = format!("/tmp/{}-{}.acked", self.name, player.host.name);
-            at.push(&path, player.said()?.as_bytes())?;
+        for (number, said) in all.iter().enumerate() {
+            let path = format!("/tmp/{}-{number}.acked", self.name);
+            at.push(&path, said.as_bytes())?;
             acked.push_str(" --acked ");
             acked.push_str(&path);
         }
@@ -106,6 +112,14 @@ impl Player<'_> {
             self.said()
                 .is_ok_and(|said| said.contains(what))
                 .then_some(())
+        })
+    }
+
+    /// Its writes fail, or it finds its lease taken, whichever comes first.
+    fn until_ended(&self) -> lab::Result<()> {
+        eventually("the old holder ending", || {
+            let said = self.said().ok()?;
+            (said.contains("lost:") || said.contains("failed:")).then_some(())
         })
     }
 
@@ -189,10 +203,12 @@ pub fn leases_a_power_cut_moves_the_guest(lab: &Lab) -> Outcome {
     let old = story.hold(a)?;
     old.until_at_work()?;
     let new = story.hold(b)?;
+    // Its log goes with it.
+    let before = old.said()?;
     a.power_off()?;
     new.until_at_work()?;
     new.until_said("holds epoch 2")?;
-    story.verify(b, &[&new])?;
+    story.verify_said(b, &[before, new.said()?])?;
     story.end(b, &[&new])
 }
 
@@ -205,7 +221,7 @@ pub fn leases_a_thawed_holder_writes_nothing(lab: &Lab) -> Outcome {
     a.freeze()?;
     new.until_at_work()?;
     a.thaw()?;
-    old.until_said("lost:")?;
+    old.until_ended()?;
     new.until_at_work()?;
     story.verify(b, &[&old, &new])?;
     story.end(b, &[&old, &new])
@@ -218,17 +234,14 @@ pub fn leases_a_holder_whose_clock_stood_still_reaches_no_disk(lab: &Lab) -> Out
     let old = story.hold(a)?;
     old.until_at_work()?;
     let new = story.hold(b)?;
+    let before = old.said()?;
     a.stop_clock()?;
     new.until_at_work()?;
     a.start_clock()?;
-    // Its writes fail, or it finds its lease taken, whichever comes first.
-    eventually("the old holder ending", || {
-        let said = old.said().ok()?;
-        (said.contains("lost:") || said.contains("failed:")).then_some(())
-    })?;
+    old.until_ended()?;
     new.until_at_work()?;
     // What the old one believes to have written after that went to a file without a name.
-    story.verify(b, &[&new])?;
+    story.verify_said(b, &[before, new.said()?])?;
     story.end(b, &[&old, &new])
 }
 
@@ -256,7 +269,7 @@ pub fn leases_a_cut_that_lasts_moves_the_guest(lab: &Lab) -> Outcome {
     new.until_at_work()?;
     old.until_said(" pause")?;
     a.heal(Cable::Storage, Direction::Both);
-    old.until_said("lost:")?;
+    old.until_ended()?;
     new.until_at_work()?;
     story.verify(b, &[&old, &new])?;
     story.end(b, &[&old, &new])

@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use shared_storage::gate::AlwaysOpen;
@@ -20,8 +21,11 @@ use crate::drive::drive;
 use crate::error::{one_line, with_remedy};
 use crate::guest::{Guest, Parts};
 use crate::lease::{Lease, LeaseFlags};
-use crate::machine::{Backends, DiskAccess};
+use crate::machine::{BackendError, Backends, DiskAccess};
 use crate::vcpu::cpuid;
+
+/// A lock that outlives its host is waited for so long: an NFSv4 server's lease is 90 s by default.
+const LOCK_LIMIT: Duration = Duration::from_mins(2);
 
 /// Settings that make a spec by themselves; with a file they would contradict it.
 #[derive(Debug, Args)]
@@ -124,6 +128,9 @@ pub fn main(arguments: Arguments) -> Result<Ending, String> {
     let mut door = door.transpose().map_err(|error| one_line(&error))?;
     let kvm = crate::kvm::open().map_err(|error| one_line(&error))?;
     let backends = Backends::open(&spec, console, &access).map_err(|error| one_line(&error))?;
+    if lease.is_some() {
+        await_disks(&backends).map_err(|error| one_line(&error))?;
+    }
     let masks = spec.cpu_features.map(cpuid::masks).unwrap_or_default();
     let guest = Guest::boot(Parts {
         kvm,
@@ -138,6 +145,12 @@ pub fn main(arguments: Arguments) -> Result<Ending, String> {
         guest.set_lease(lease.clone());
     }
     guest.start().map_err(|error| one_line(&error))?;
+    if lease.is_none() {
+        tracing::warn!(
+            "this guest has no lease: nothing but its images' locks keeps others from running it, \
+             too; with --datastore it has one"
+        );
+    }
     if let Some(door) = &mut door {
         door.serve(guest.clone())
             .map_err(|error| format!("cannot start the control API: {error}"))?;
@@ -145,12 +158,6 @@ pub fn main(arguments: Arguments) -> Result<Ending, String> {
     if let Some(lease) = &lease {
         lease
             .guard(guest.clone())
-    if lease.is_none() {
-        tracing::warn!(
-            "this guest has no lease: nothing but its images' locks keeps others from running it, \
-             too; with --datastore it has one"
-        );
-    }
             .map_err(|error| format!("cannot watch over the lease: {error}"))?;
     }
     Ok(drive(&guest, &inbox))
@@ -167,13 +174,24 @@ fn find_disks(spec: &mut Spec, lease: &Lease) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// By the lease whoever has a disk locked is gone.
+fn await_disks(backends: &Backends) -> Result<(), BackendError> {
+    backends.await_disks(Instant::now() + LOCK_LIMIT, |locked| {
+        let (error, limit_s) = (one_line(locked), LOCK_LIMIT.as_secs());
+        tracing::warn!(
+            error,
+            "waiting for up to {limit_s} s until the storage's server gives up on the host that had it"
+        );
+    })
+}
+
 /// Under a lease every byte passes its gate, and images lie in its datastore.
 fn disk_access(lease: Option<&Lease>) -> DiskAccess {
     match lease {
         Some(lease) => DiskAccess {
             gate: lease.gate(),
             root: Some(lease.citizen().store().root().to_owned()),
-            deferred: false,
+            deferred: true,
         },
         None => DiskAccess {
             gate: Arc::new(AlwaysOpen),

@@ -4,6 +4,8 @@
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use shared_storage::gate::Gate;
 use shared_storage::image::{Disk, DiskOptions, Format, ImageError};
@@ -14,6 +16,9 @@ use crate::console::Console;
 use crate::devices::virtio::tap::{Tap, TapError};
 use crate::error::one_line;
 use crate::memory::{self, GuestMemory, MemoryError};
+
+/// How often a lock is tried that somebody else has.
+const LOCK_POLL: Duration = Duration::from_millis(100);
 
 /// Why a guest's backends cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +97,30 @@ impl Backends {
             taps,
             console,
         })
+    }
+
+    /// As [`Backends::acquire_disks`], and waits for locks until `give_up`: those of a host that is
+    /// gone last until the storage's server has given up on it. `waits` hears of each, once.
+    pub fn await_disks(
+        &self,
+        give_up: Instant,
+        waits: impl Fn(&ImageError),
+    ) -> Result<(), BackendError> {
+        for disk in &self.disks {
+            let mut said = false;
+            loop {
+                match disk.acquire() {
+                    Err(locked @ ImageError::Locked(_)) if Instant::now() < give_up => {
+                        if !std::mem::replace(&mut said, true) {
+                            waits(&locked);
+                        }
+                        thread::sleep(LOCK_POLL);
+                    }
+                    other => break other?,
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Lock the images and read their metadata afresh.

@@ -142,10 +142,10 @@ impl Field {
     /// Marks the units whose keep-together rules are broken.
     pub fn mark_split(&mut self) {
         for unit in 0..self.units.len() {
+            // Parts that have met on a host by chance are parts until they are joined.
             let split = self.units[unit].bound && {
-                let host = self.units[unit].host;
                 self.fellows(unit as U)
-                    .any(|other| self.books().guests[other as usize].host != Some(host))
+                    .any(|other| self.unit_of[other as usize] != Some(unit as U))
             };
             self.units[unit].split = split;
         }

@@ -212,7 +212,7 @@ impl<O: Objective> Planner<'_, O> {
                 may &= unit.movable && self.field.allows(*part, host);
             }
             let dense = &self.field.books().hosts[host as usize];
-            if may && dense.receives && size.fits(dense.free()) {
+            if moves == 0 || may && dense.receives && size.fits(dense.free()) {
                 hosts.push((moves, burden, host));
             }
         }

@@ -88,7 +88,8 @@ fn is_tied(step: &Step, books: &Ledger) -> bool {
 pub(crate) fn waves(steps: &[Step], books: &Ledger, limits: &Balance) -> Vec<Vec<usize>> {
     let hosts = books.hosts.len();
     let mut free: Vec<Resources> = books.hosts.iter().map(DenseHost::free).collect();
-    for (guest, from, to) in steps.iter().rev().flat_map(|step| &step.moves) {
+    // In reverse all the way: what is free never goes below nothing, where it would be cut off.
+    for (guest, from, to) in steps.iter().rev().flat_map(|step| step.moves.iter().rev()) {
         let size = books.guests[*guest as usize].size;
         free[*to as usize] = free[*to as usize].plus(size);
         free[*from as usize] = free[*from as usize].minus(size);
@@ -108,7 +109,12 @@ pub(crate) fn waves(steps: &[Step], books: &Ledger, limits: &Balance) -> Vec<Vec
         for (guest, from, to) in &step.moves {
             let size = books.guests[*guest as usize].size;
             free[*to as usize] = free[*to as usize].minus(size);
-            leaving.push((*from, size));
+            if step.moves.len() > 1 {
+                // These go one after the other, each into what the one before has left.
+                free[*from as usize] = free[*from as usize].plus(size);
+            } else {
+                leaving.push((*from, size));
+            }
         }
         wave.add(number, step, books);
     }

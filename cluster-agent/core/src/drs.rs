@@ -15,6 +15,7 @@
 //! migration that the old one ordered shows in where the guest is.
 
 mod acting;
+mod circumstances;
 mod feasible;
 mod round;
 mod settings;
@@ -26,7 +27,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-pub use acting::UnderWay;
+pub use acting::{LeftAlone, UnderWay};
 pub use feasible::check;
 pub use round::{Numbered, Round};
 pub use settings::{Automation, DrsSettings};
@@ -34,9 +35,10 @@ pub use settings::{Automation, DrsSettings};
 use crate::balance::{Balance, Move, Plan, plan};
 use crate::evacuate::empty;
 use crate::event::Level;
-use crate::model::{Cluster, Guest, GuestId, HostId, HostMode};
+use crate::model::{Cluster, Guest, GuestId, HostMode};
 use crate::settings::Settings;
 use acting::Trouble;
+use circumstances::Circumstances;
 
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,13 +74,6 @@ pub struct Drs {
     troubles: BTreeMap<GuestId, Trouble>,
     approved: BTreeSet<u64>,
 }
-
-/// What a plan rests on and what, when it changes, asks for a new one at once.
-type Circumstances = (
-    Vec<(HostId, HostMode)>,
-    BTreeMap<String, crate::model::Rule>,
-    DrsSettings,
-);
 
 impl Drs {
     /// What was planned last.
@@ -128,16 +123,12 @@ impl Drs {
     }
 
     fn is_due(&mut self, now_us: u64, cluster: &Cluster, settings: &Settings) -> bool {
-        let hosts = cluster.hosts.iter();
-        let modes = hosts
-            .map(|(name, host)| (name.clone(), host.mode))
-            .collect();
-        let now = (modes, cluster.rules.clone(), settings.drs.clone());
-        let changed = self.planned_for.as_ref() != Some(&now);
-        if changed {
-            self.planned_for = Some(now);
+        let planned_for = self.planned_for.as_ref();
+        let same = planned_for.is_some_and(|then| then.hold(cluster, settings));
+        if !same {
+            self.planned_for = Some(Circumstances::of(cluster, settings));
         }
-        changed || now_us >= self.next_round_us
+        !same || now_us >= self.next_round_us
     }
 
     /// The operator asks for something. Answers what comes of it, or why nothing does.
@@ -179,15 +170,18 @@ fn forgone(number: u64) -> Decision {
 /// Hosts in maintenance are emptied first; the rest is looked at when nothing of that is left
 /// that can be done.
 fn plan_of(cluster: &Cluster, balance: &Balance) -> Plan {
+    emptying(cluster, balance).unwrap_or_else(|| plan(cluster, balance))
+}
+
+/// How the hosts in maintenance are emptied, if anything can be done for that.
+fn emptying(cluster: &Cluster, balance: &Balance) -> Option<Plan> {
     let leaves = |guest: &Guest| {
         let host = guest.host.as_ref().and_then(|host| cluster.hosts.get(host));
         host.is_some_and(|host| host.mode == HostMode::Maintenance)
     };
-    if cluster.guests.values().any(leaves) {
-        let emptied = empty(cluster, balance);
-        if !emptied.steps.is_empty() {
-            return emptied;
-        }
+    if !cluster.guests.values().any(leaves) {
+        return None;
     }
-    plan(cluster, balance)
+    let emptied = empty(cluster, balance);
+    (!emptied.steps.is_empty()).then_some(emptied)
 }

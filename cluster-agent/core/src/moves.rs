@@ -12,11 +12,12 @@ use crate::event::{Action, Level, Record};
 use crate::messages::{Message, MoveAnswer, MoveOrder, MoveOutcome};
 use crate::model::{GuestId, HostId};
 
-/// Migrations out of one host at a time. More would only share its link and take longer each.
-pub const MOVES_MAX: usize = 4;
+/// Migrations out of one host at a time that may be set at most. More would only share its link
+/// and take longer each.
+pub const MOVES_MAX: usize = 16;
 
 /// Ended migrations whose answer is kept for a leader that has not heard it.
-const ANSWERS_MAX: usize = 16;
+const ANSWERS_MAX: usize = 2 * MOVES_MAX;
 /// An order without an answer is repeated so often.
 const REPEAT_EVERY_US: u64 = 2_000_000;
 

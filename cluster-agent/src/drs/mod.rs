@@ -1,5 +1,6 @@
 //! Balancing as the operator sees and steers it.
 
+mod clauses;
 pub mod cli;
 pub mod plan;
 pub mod routes;

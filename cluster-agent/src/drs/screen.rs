@@ -6,6 +6,7 @@ use cluster_core::balance::{Bar, Recommendation, Why};
 use cluster_core::drs::Automation;
 use cluster_core::score::Assessment;
 
+use super::clauses::clauses;
 use super::view::{DrsView, words};
 use crate::api::views::Event;
 use crate::cli::screen::time_of_day;
@@ -56,10 +57,14 @@ pub fn recommendations(drs: &DrsView) -> String {
     }
     let waiting = drs.round.recommendations.iter();
     for one in waiting.filter(|one| !drs.is_under_way(one.number)) {
-        let _ = writeln!(out, "{:>4}. {}", one.number, one.step.words);
+        out.push_str(&clauses(one.number, &one.step));
     }
     if drs.round.recommendations.is_empty() && drs.under_way.is_empty() {
         out.push_str("nothing to move\n");
+    }
+    for one in &drs.left_alone {
+        let (guest, why, for_s) = (&one.guest, &one.why, one.for_ms.div_ceil(1000));
+        let _ = writeln!(out, "left alone for {for_s} s: {guest}: {why}");
     }
     for one in &drs.round.unresolved {
         let _ = writeln!(out, "cannot be mended: {}: {}", one.what, one.because);
@@ -100,13 +105,7 @@ pub fn explanation(number: u64, step: &Recommendation, drs: &DrsView) -> String 
         step.migration_ms / 1000,
         step.migration_ms % 1000 / 100
     );
-    if step.blackout_us > 0 {
-        let _ = writeln!(
-            out,
-            "blackout  {} ms at most, as predicted",
-            thousandths(step.blackout_us)
-        );
-    }
+    let _ = writeln!(out, "takes     {}", step.migration);
     let settings = &drs.settings;
     let bar = settings.bar();
     let _ = match step.why {
@@ -137,6 +136,11 @@ fn least_load(bar: &Bar) -> String {
 fn who_acts(number: u64, step: &Recommendation, drs: &DrsView) -> String {
     if drs.is_under_way(number) {
         return "is being carried out; `godwit drs history` tells how it went".to_owned();
+    }
+    let mut alone = drs.left_alone.iter();
+    if let Some(one) = alone.find(|one| step.moves.iter().any(|of| of.guest == one.guest)) {
+        let (guest, for_s, why) = (&one.guest, one.for_ms.div_ceil(1000), &one.why);
+        return format!("waits: {guest} is left alone for {for_s} s more, as it failed: {why}");
     }
     if matches!(step.why, Why::Maintenance { .. }) {
         return "is carried out by itself: maintenance was asked for".to_owned();

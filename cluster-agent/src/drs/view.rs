@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use cluster_core::brain::Brain;
-use cluster_core::drs::{Automation, DrsSettings, Round, UnderWay};
+use cluster_core::drs::{Automation, DrsSettings, LeftAlone, Round, UnderWay};
 use cluster_core::model::{Cluster, GuestId};
+use cluster_core::moves::MOVES_MAX;
 use cluster_core::rules::violations;
 use serde::{Deserialize, Serialize};
 use shared_storage::clock::boottime_us;
@@ -21,6 +22,9 @@ pub struct DrsView {
     pub round: Round,
     /// What is being carried out.
     pub under_way: Vec<UnderWay>,
+    /// Guests that are not moved for a while because their migrations failed.
+    #[serde(default)]
+    pub left_alone: Vec<LeftAlone>,
     /// Rules that are broken now.
     #[serde(default)]
     pub broken: Vec<BrokenRule>,
@@ -51,6 +55,7 @@ impl DrsView {
             settings,
             round: drs.round().clone(),
             under_way: drs.under_way().to_vec(),
+            left_alone: drs.left_alone(boottime_us()),
             broken: brain.cluster().map(broken).unwrap_or_default(),
             guests: brain.cluster().map(own_levels).unwrap_or_default(),
         })
@@ -142,6 +147,11 @@ impl ChangeDrs {
                 "at least one migration at a time; to stop them: --automation manual".to_owned(),
             );
         }
+        if self.at_once_per_host > Some(MOVES_MAX as u32) {
+            return Err(format!(
+                "a host takes part in at most {MOVES_MAX} migrations at a time"
+            ));
+        }
         set(&mut settings.automation, self.automation);
         set(&mut settings.threshold, self.threshold);
         set(&mut settings.round_ms, self.round_ms);
@@ -216,6 +226,10 @@ mod tests {
             // What does not fit into a policy file would make it unreadable.
             ChangeDrs {
                 rise_ms: Some(u64::MAX),
+                ..ChangeDrs::default()
+            },
+            ChangeDrs {
+                at_once_per_host: Some(MOVES_MAX as u32 + 1),
                 ..ChangeDrs::default()
             },
             ChangeDrs {

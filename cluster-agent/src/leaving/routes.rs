@@ -7,14 +7,14 @@ use axum::routing::{delete, post};
 use axum::{Json, Router};
 use cluster_core::brain::Brain;
 use cluster_core::model::{HostId, HostMode};
-use hyper::{Method, StatusCode};
+use hyper::Method;
 use serde::{Deserialize, Serialize};
 
 use super::forget::forget;
-use crate::api::answer::{Answer, Refused, Said, said};
+use crate::api::answer::{Answer, Said};
 use crate::api::shared::Api;
 use crate::http::wish::Wish;
-use crate::maintenance::routes::{Maintain, verdict};
+use crate::maintenance::routes::{Maintain, decide, verdict};
 use crate::policy::Policy;
 
 /// `POST /v1/hosts/{host}/leave`.
@@ -64,32 +64,24 @@ async fn leave_here(
     Wish(wish): Wish<Leave>,
 ) -> Answer {
     let name = host.clone();
-    let words = api
-        .ask_leading(move |brain, _now_us| may_leave(brain, &name, wish))
-        .await?
-        .map_err(|why| Refused(StatusCode::CONFLICT, why))?;
-    api.on_store(move |store| {
-        Policy::change(store, |policy| {
-            if wish.cancel {
-                policy.leaving.remove(&host);
-            } else {
-                policy.leaving.insert(host.clone());
-            }
-            Ok::<_, Refused>(())
-        })
-    })
-    .await?;
-    api.nudge.nudge();
-    Ok(said(words))
+    let judge = move |brain: &Brain, policy: &Policy| may_leave(brain, policy, &name, wish);
+    let change = move |policy: &mut Policy| {
+        if wish.cancel {
+            policy.leaving.remove(&host);
+        } else {
+            policy.leaving.insert(host.clone());
+        }
+    };
+    decide(api, judge, change).await
 }
 
-fn may_leave(brain: &Brain, host: &HostId, wish: Leave) -> Result<String, String> {
+fn may_leave(brain: &Brain, policy: &Policy, host: &HostId, wish: Leave) -> Result<String, String> {
     if wish.cancel {
         let stays = Maintain {
             enter: false,
             force: false,
         };
-        return verdict(brain, host, stays).map(|_| format!("{host} stays in the cluster"));
+        return verdict(brain, policy, host, stays).map(|_| format!("{host} stays in the cluster"));
     }
     let known = brain.cluster().and_then(|cluster| cluster.hosts.get(host));
     if known.is_some_and(|known| known.mode == HostMode::Lost) {
@@ -102,7 +94,7 @@ fn may_leave(brain: &Brain, host: &HostId, wish: Leave) -> Result<String, String
         enter: true,
         force: wish.force,
     };
-    let words = verdict(brain, host, goes)?;
+    let words = verdict(brain, policy, host, goes)?;
     Ok(format!(
         "{words}\n{host} leaves the cluster once it is empty"
     ))

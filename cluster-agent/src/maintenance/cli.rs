@@ -18,6 +18,8 @@ use crate::drs::view::DrsView;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Guests for which the leader has found no way for so long stay.
 const STUCK_AFTER: Duration = Duration::from_secs(15);
+/// Where there is a way and nothing moves for so long, it is said why.
+const IDLE_AFTER: Duration = Duration::from_secs(5);
 /// Nobody may be able to tell how it goes for so long.
 const UNANSWERED_LIMIT: Duration = Duration::from_secs(20);
 
@@ -92,7 +94,7 @@ pub(crate) struct Goal {
 /// Show how a host is emptied until the goal is reached.
 pub(crate) async fn follow(agent: &Agent, host: &str, goal: &Goal) -> Result<(), CliError> {
     let began = Instant::now();
-    let (mut hopeful, mut answered) = (began, began);
+    let (mut hopeful, mut answered, mut moved) = (began, began, began);
     let mut told = String::new();
     loop {
         let (cluster, drs) = match look(agent).await {
@@ -117,7 +119,11 @@ pub(crate) async fn follow(agent: &Agent, host: &str, goal: &Goal) -> Result<(),
             .filter(|guest| guest.host.as_deref() == Some(host))
             .map(|guest| guest.name.as_str())
             .collect();
-        let progress = progress(host, &left, &drs);
+        if !drs.under_way.is_empty() {
+            moved = Instant::now();
+        }
+        let idle = moved.elapsed() > IDLE_AFTER;
+        let progress = progress(host, &left, &drs, idle.then_some(&cluster));
         if progress != told {
             print(&progress)?;
             told = progress;
@@ -138,7 +144,8 @@ async fn look(agent: &Agent) -> Result<(ClusterView, DrsView), CliError> {
     Ok((agent.ask("/v1/cluster").await?, agent.ask("/v1/drs").await?))
 }
 
-fn progress(host: &str, left: &[&str], drs: &DrsView) -> String {
+/// What is left and what is on its way; while nothing is, with what the cluster waits for.
+fn progress(host: &str, left: &[&str], drs: &DrsView, idle: Option<&ClusterView>) -> String {
     let mut line = format!("{} left on {host}", left.len());
     let moves = drs.under_way.iter().filter_map(|step| step.moves.first());
     for (number, one) in moves.enumerate() {
@@ -146,8 +153,28 @@ fn progress(host: &str, left: &[&str], drs: &DrsView) -> String {
         // Writing to a String cannot fail.
         let _ = write!(line, "{between} {} to {}", one.guest, one.to);
     }
+    if let Some(cluster) = idle {
+        let _ = write!(line, "; nothing moves: {}", why_idle(cluster, drs));
+    }
     line.push('\n');
     line
+}
+
+/// Why what is planned is not begun.
+fn why_idle(cluster: &ClusterView, drs: &DrsView) -> String {
+    let alone = drs.left_alone.iter();
+    let alone = alone.map(|one| format!("{} is left alone for a while: {}", one.guest, one.why));
+    let starts = cluster.guests.iter();
+    let starts = starts
+        .filter(|guest| matches!(&*guest.state, "waiting" | "starting"))
+        .map(|guest| format!("{} is to be started first", guest.name));
+    let stays = drs.round.unresolved.iter();
+    let stays = stays.map(|one| format!("{}: {}", one.what, one.because));
+    let reasons: Vec<String> = alone.chain(starts).chain(stays).collect();
+    if reasons.is_empty() {
+        return "the leader has not begun yet; `godwit drs status` shows its plan".to_owned();
+    }
+    reasons.join("; ")
 }
 
 fn stuck(host: &str, left: &[&str], drs: &DrsView, back: &str) -> String {
@@ -207,14 +234,14 @@ fn screen(turns: &[Turn]) -> String {
 #[cfg(test)]
 mod tests {
     use cluster_core::balance::Move;
-    use cluster_core::drs::UnderWay;
+    use cluster_core::drs::{LeftAlone, UnderWay};
 
     use super::*;
 
     #[test]
     fn progress_names_what_is_on_its_way() {
         let mut drs = DrsView::default();
-        assert_eq!(progress("b", &["g1", "g2"], &drs), "2 left on b\n");
+        assert_eq!(progress("b", &["g1", "g2"], &drs, None), "2 left on b\n");
         let one = Move {
             guest: "g1".to_owned(),
             from: "b".to_owned(),
@@ -227,8 +254,26 @@ mod tests {
             overdue_us: 0,
             because: String::new(),
         });
-        let line = progress("b", &["g1", "g2"], &drs);
+        let line = progress("b", &["g1", "g2"], &drs, None);
         assert_eq!(line, "2 left on b; under way: g1 to a\n");
+    }
+
+    #[test]
+    fn while_nothing_moves_it_is_said_why() {
+        let (mut drs, cluster) = (DrsView::default(), ClusterView::default());
+        let line = progress("b", &["g1"], &drs, Some(&cluster));
+        assert!(
+            line.contains("nothing moves: the leader has not begun"),
+            "{line}"
+        );
+        drs.left_alone.push(LeftAlone {
+            guest: "g1".to_owned(),
+            why: "no route".to_owned(),
+            for_ms: 30_000,
+        });
+        let line = progress("b", &["g1"], &drs, Some(&cluster));
+        let said = "1 left on b; nothing moves: g1 is left alone for a while: no route\n";
+        assert_eq!(line, said);
     }
 
     #[test]

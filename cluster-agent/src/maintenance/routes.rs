@@ -6,11 +6,13 @@ use std::sync::Arc;
 use axum::extract::{Path, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use cluster_core::balance::Balance;
 use cluster_core::brain::Brain;
 use cluster_core::evacuate::{Turn, evacuate, objection, rolling};
-use cluster_core::model::HostId;
+use cluster_core::model::{Cluster, HostId, HostMode};
 use hyper::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
 
 use crate::api::answer::{Answer, Refused, Said, said};
 use crate::api::shared::Api;
@@ -62,29 +64,61 @@ async fn maintain_here(
     Wish(wish): Wish<Maintain>,
 ) -> Answer {
     let name = host.clone();
+    let judge = move |brain: &Brain, policy: &Policy| verdict(brain, policy, &name, wish);
+    let change = move |policy: &mut Policy| {
+        if wish.enter {
+            policy.maintenance.insert(host.clone());
+        } else {
+            policy.maintenance.remove(&host);
+        }
+    };
+    decide(api, judge, change).await
+}
+
+/// Changes the policy as the leader's verdict on it allows. Who was faster meanwhile may have
+/// taken what the verdict counts on, so it is given anew for the policy that is changed in the end.
+pub(crate) async fn decide(
+    api: Arc<Api>,
+    judge: impl Fn(&Brain, &Policy) -> Result<String, String> + Clone + Send + 'static,
+    change: impl Fn(&mut Policy) + Send + 'static,
+) -> Answer {
+    let (leader, runtime) = (api.clone(), Handle::current());
     let words = api
-        .ask_leading(move |brain, _now_us| verdict(brain, &name, wish))
-        .await?
-        .map_err(|why| Refused(StatusCode::CONFLICT, why))?;
-    api.on_store(move |store| {
-        Policy::change(store, |policy| {
-            if wish.enter {
-                policy.maintenance.insert(host.clone());
-            } else {
-                policy.maintenance.remove(&host);
-            }
-            Ok::<_, Refused>(())
+        .on_store(move |store| {
+            Policy::change(store, |policy| {
+                let (judge, seen) = (judge.clone(), policy.clone());
+                let asked = leader.ask_leading(move |brain, _now_us| judge(brain, &seen));
+                let words = runtime.block_on(asked)?;
+                let words = words.map_err(|why| Refused(StatusCode::CONFLICT, why))?;
+                change(policy);
+                Ok::<_, Refused>(words)
+            })
         })
-    })
-    .await?;
+        .await?;
     api.nudge.nudge();
     Ok(said(words))
 }
 
-pub(crate) fn verdict(brain: &Brain, host: &HostId, wish: Maintain) -> Result<String, String> {
+pub(crate) fn verdict(
+    brain: &Brain,
+    policy: &Policy,
+    host: &HostId,
+    wish: Maintain,
+) -> Result<String, String> {
     let cluster = brain
         .cluster()
         .ok_or("this host has only begun to lead; ask again")?;
+    judge(cluster, &brain.settings().balance(), policy, host, wish)
+}
+
+/// The leader may not have read yet which other hosts are on their way out of service.
+fn judge(
+    cluster: &Cluster,
+    balance: &Balance,
+    policy: &Policy,
+    host: &HostId,
+    wish: Maintain,
+) -> Result<String, String> {
     if !cluster.hosts.contains_key(host) {
         return Err(format!(
             "there is no host {host}; `godwit hosts` lists them"
@@ -93,8 +127,14 @@ pub(crate) fn verdict(brain: &Brain, host: &HostId, wish: Maintain) -> Result<St
     if !wish.enter {
         return Ok(format!("{host} is back in service"));
     }
-    let balance = brain.settings().balance();
-    let plan = evacuate(cluster, host, &balance, wish.force);
+    let mut cluster = cluster.clone();
+    for other in policy.maintenance.union(&policy.leaving) {
+        let other = cluster.hosts.get_mut(other);
+        if let Some(other) = other.filter(|other| other.mode.serves()) {
+            other.mode = HostMode::Maintenance;
+        }
+    }
+    let plan = evacuate(&cluster, host, balance, wish.force);
     let plan = plan.map_err(|refused| {
         let remedies = refused.remedies.join("; ");
         format!("{host} is needed: {}; {remedies}", refused.because)
@@ -104,7 +144,7 @@ pub(crate) fn verdict(brain: &Brain, host: &HostId, wish: Maintain) -> Result<St
         1 => format!("{host} takes no guests any more; 1 has to move"),
         many => format!("{host} takes no guests any more; {many} have to move"),
     };
-    if let Some(warning) = objection(cluster, host, &balance) {
+    if let Some(warning) = objection(&cluster, host, balance) {
         words = format!("{words}\nbe warned: {}", warning.because);
     }
     for one in &plan.unresolved {
@@ -135,4 +175,44 @@ async fn upgrade_plan_here(State(api): State<Arc<Api>>) -> Result<Json<Vec<Turn>
         })
         .await?;
     Ok(Json(turns.unwrap_or_default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use cluster_core::model::{Guest, Host, Resources};
+
+    use super::*;
+
+    #[test]
+    fn two_orders_in_quick_succession_do_not_both_pass() {
+        let mut cluster = Cluster::default();
+        for name in ["a", "b", "c", "d"] {
+            let host = Host {
+                capacity: Resources::new(8000, 16 * 1024),
+                ..Host::default()
+            };
+            cluster.hosts.insert(name.to_owned(), host);
+        }
+        for (name, host) in [("db1", "c"), ("db2", "d")] {
+            let mut guest = Guest::sized(Resources::new(0, 10 * 1024));
+            guest.host = Some(host.to_owned());
+            cluster.guests.insert(name.to_owned(), guest);
+        }
+        let enter = Maintain {
+            enter: true,
+            force: false,
+        };
+        let (balance, mut policy) = (Balance::default(), Policy::default());
+        let ask = |policy: &Policy, host: &str| {
+            judge(&cluster, &balance, policy, &host.to_owned(), enter)
+        };
+        ask(&policy, "a").unwrap();
+        policy.maintenance.insert("b".to_owned());
+        let why = ask(&policy, "a").unwrap_err();
+        assert!(why.starts_with("a is needed: "), "{why}");
+        policy.leaving = std::mem::take(&mut policy.maintenance);
+        assert!(ask(&policy, "a").is_err());
+        policy.leaving = ["a".to_owned()].into();
+        assert!(ask(&policy, "a").is_ok(), "asked for twice");
+    }
 }

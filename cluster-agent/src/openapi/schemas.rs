@@ -195,7 +195,7 @@ fn balance() -> Value {
     json!({
         "Drs": object(&json!({
             "settings": { "type": "object" }, "settled": flag, "round": { "type": "object" },
-            "under-way": { "type": "array" }, "broken": { "type": "array" },
+            "under-way": { "type": "array" }, "left-alone": { "type": "array" }, "broken": { "type": "array" },
             "guests": { "type": "object", "additionalProperties": level }
         })),
         "ChangeDrs": request(&[], &json!({

@@ -90,7 +90,8 @@ impl<'a, O: Objective> Explainer<'a, O> {
         let memory_mib = specs().map(|guest| guest.configured.memory_mib).sum();
         let moves = self.moves(step);
         let obeys = self.obeys(&moves);
-        let words = self.words(step, &moves, &loads, &obeys, migration);
+        let words = words(step, &moves);
+        let effect = self.objective.words(step.gain, step.burden) + &self.wishes(&moves);
         Recommendation {
             moves,
             why: step.why.clone(),
@@ -102,6 +103,8 @@ impl<'a, O: Objective> Explainer<'a, O> {
             loads,
             obeys,
             words,
+            effect,
+            migration: migration.to_string(),
         }
     }
 
@@ -174,42 +177,21 @@ impl<'a, O: Objective> Explainer<'a, O> {
         let belongs = self.cluster.hosts.get(host)?.groups.contains(group);
         Some(belongs == (*affinity == Affinity::On))
     }
+}
 
-    fn words(
-        &self,
-        step: &Step,
-        moves: &[Move],
-        loads: &[LoadChange],
-        obeys: &[String],
-        migration: MigrationCost,
-    ) -> String {
-        let what = moves
-            .iter()
-            .map(|one| format!("{} from {} to {}", one.guest, one.from, one.to))
-            .collect::<Vec<_>>()
-            .join(" and ");
-        let why = match &step.why {
-            Why::Balance => "evens the load".to_string(),
-            Why::Swap => "evens the load where no single move can".to_string(),
-            Why::Rule { rule } => format!("mends rule {rule}"),
-            Why::Wish => "grants a wish".to_string(),
-            Why::Maintenance { host } => format!("empties {host} for maintenance"),
-        };
-        let loads = loads
-            .iter()
-            .map(|load| {
-                let percent = |permille: u64| format!("{}.{}", permille / 10, permille % 10);
-                let (before, after) = (percent(load.before_permille), percent(load.after_permille));
-                format!("{} goes from {before} % to {after} %", load.host)
-            })
-            .collect::<Vec<_>>()
-            .join(", ");
-        let gain = self.objective.words(step.gain, step.burden) + &self.wishes(moves);
-        let rules = match obeys {
-            [] => "no rule speaks of it".to_string(),
-            [one] => format!("obeys rule {one}"),
-            many => format!("obeys rules {}", many.join(", ")),
-        };
-        format!("{what}: {why}; {loads}; {gain}; {migration}; {rules}")
-    }
+/// What moves, and why.
+fn words(step: &Step, moves: &[Move]) -> String {
+    let what = moves
+        .iter()
+        .map(|one| format!("{} from {} to {}", one.guest, one.from, one.to))
+        .collect::<Vec<_>>()
+        .join(" and ");
+    let why = match &step.why {
+        Why::Balance => "evens the load".to_string(),
+        Why::Swap => "evens the load where no single move can".to_string(),
+        Why::Rule { rule } => format!("mends rule {rule}"),
+        Why::Wish => "grants a wish".to_string(),
+        Why::Maintenance { host } => format!("empties {host} for maintenance"),
+    };
+    format!("{what}: {why}")
 }

@@ -79,8 +79,12 @@ pub struct Recommendation {
     /// Names of the rules that speak of the guests that move, all obeyed afterwards unless
     /// the plan lists them as unresolved.
     pub obeys: Vec<String>,
-    /// All this in words.
+    /// What and why, in words.
     pub words: String,
+    /// What it gains and costs, in words.
+    pub effect: String,
+    /// What the migrations will come to, and what that rests on, in words.
+    pub migration: String,
 }
 
 /// Something that is wrong and that the plan cannot mend.

@@ -8,10 +8,10 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use super::feasible::check;
-use super::{Automation, Decision, Drs, Numbered, plan_of};
+use super::{Automation, Decision, Drs, Numbered, emptying, plan_of};
 use crate::balance::{Move, Recommendation, Why};
 use crate::event::Level;
-use crate::model::{Cluster, GuestId, HostMode};
+use crate::model::{Cluster, Guest, GuestId, HostMode};
 use crate::settings::Settings;
 
 /// A migration that takes longer than this, and than so many times what was predicted, is
@@ -44,6 +44,19 @@ pub struct UnderWay {
 pub(super) struct Trouble {
     failures: u32,
     rests_until_us: u64,
+    why: String,
+}
+
+/// A guest whose migration failed and that is not moved for a while.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct LeftAlone {
+    /// Which.
+    pub guest: GuestId,
+    /// Why its migration failed.
+    pub why: String,
+    /// For how long still.
+    pub for_ms: u64,
 }
 
 /// How the first move of a step stands.
@@ -78,7 +91,7 @@ impl Drs {
         let mut decisions = Vec::new();
         for Numbered { number, step } in chosen {
             let patience_us = PATIENCE_US.max(step.migration_ms * 1000 * PATIENCE_TIMES);
-            let because = step.words;
+            let because = format!("{}; {}", step.words, step.effect);
             let under_way = UnderWay {
                 number,
                 moves: step.moves,
@@ -123,12 +136,11 @@ impl Drs {
         let mut willing = cluster.clone();
         let mut asked = false;
         for (name, guest) in &mut willing.guests {
-            let level = guest.automation.unwrap_or(settings.drs.automation);
             let leaves = guest.host.as_ref().is_some_and(|host| {
                 let host = cluster.hosts.get(host);
                 host.is_some_and(|host| host.mode == HostMode::Maintenance)
             });
-            let may = (level == Automation::Full || leaves) && !self.rests(name, now_us);
+            let may = (is_automatic(guest, settings) || leaves) && !self.rests(name, now_us);
             asked |= guest.movable && !may;
             guest.movable &= may;
         }
@@ -141,6 +153,10 @@ impl Drs {
             let steps = first.map(|index| self.round.recommendations[*index].clone());
             return steps.filter(|one| may_begin(&one.step)).collect();
         }
+        let emptying = self.emptying_steps(now_us, cluster, settings);
+        if !emptying.is_empty() {
+            return emptying;
+        }
         if willing.guests.values().all(|guest| !guest.movable) {
             return Vec::new();
         }
@@ -152,6 +168,56 @@ impl Drs {
             .map(|step| Numbered {
                 number: self.round.number_of(step),
                 step: step.clone(),
+            })
+            .collect()
+    }
+
+    /// Maintenance was asked for, so no guest's automation stands against it, not even that of
+    /// one on another host which has to make room. What is to be done for rules beside it may
+    /// have to be asked for, and is left out then.
+    fn emptying_steps(
+        &mut self,
+        now_us: u64,
+        cluster: &Cluster,
+        settings: &Settings,
+    ) -> Vec<Numbered> {
+        let mut rested = cluster.clone();
+        for (name, guest) in &mut rested.guests {
+            guest.movable &= !self.rests(name, now_us);
+        }
+        let Some(plan) = emptying(&rested, &settings.balance()) else {
+            return Vec::new();
+        };
+        let agreed = |step: &&Recommendation| {
+            let mut guests = step.moves.iter().map(|one| &cluster.guests[&one.guest]);
+            matches!(step.why, Why::Maintenance { .. })
+                || guests.all(|guest| is_automatic(guest, settings))
+        };
+        let can_begin = |steps: &Vec<&Recommendation>| {
+            let moves: Vec<Move> = steps.iter().flat_map(|step| step.moves.clone()).collect();
+            !steps.is_empty() && check(cluster, &moves).is_ok()
+        };
+        let waves = plan.waves.iter().map(|wave| {
+            let steps = wave.iter().map(|index| &plan.steps[*index]);
+            steps.filter(agreed).collect()
+        });
+        let first = waves.into_iter().find(can_begin).unwrap_or_default();
+        let numbered = first.into_iter().map(|step| Numbered {
+            number: self.round.number_of(step),
+            step: step.clone(),
+        });
+        numbered.collect()
+    }
+
+    /// Guests that are not moved for a while because their migrations failed.
+    pub fn left_alone(&self, now_us: u64) -> Vec<LeftAlone> {
+        let resting = self.troubles.iter();
+        let resting = resting.filter(|(_, trouble)| now_us < trouble.rests_until_us);
+        resting
+            .map(|(guest, trouble)| LeftAlone {
+                guest: guest.clone(),
+                why: trouble.why.clone(),
+                for_ms: (trouble.rests_until_us - now_us) / 1000,
             })
             .collect()
     }
@@ -228,6 +294,7 @@ impl Drs {
         let rest_us = FIRST_REST_US << trouble.failures.min(DOUBLINGS_MAX);
         trouble.failures += 1;
         trouble.rests_until_us = now_us + rest_us;
+        trouble.why = why.into();
         let text = format!(
             "{} did not get from {} to {}: {why}; it is left alone for {} s",
             one.guest,
@@ -237,6 +304,11 @@ impl Drs {
         );
         vec![Decision::Record(Level::Warning, text)]
     }
+}
+
+/// Is it moved without asking?
+fn is_automatic(guest: &Guest, settings: &Settings) -> bool {
+    guest.automation.unwrap_or(settings.drs.automation) == Automation::Full
 }
 
 impl UnderWay {

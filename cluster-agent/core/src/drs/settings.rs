@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::balance::{Balance, Bar};
 use crate::demand::Smoothing;
+use crate::moves::MOVES_MAX;
 use crate::settings::Settings;
 
 /// How much is done without asking.
@@ -83,7 +84,8 @@ impl Settings {
         Balance {
             threshold: self.drs.threshold,
             at_once: self.drs.at_once,
-            at_once_per_host: self.drs.at_once_per_host,
+            // A file written by hand may say more than a host agrees to.
+            at_once_per_host: self.drs.at_once_per_host.min(MOVES_MAX as u32),
             at_once_per_link: self.drs.at_once_per_link,
             admission: self.admission,
             enforcement: self.enforcement,

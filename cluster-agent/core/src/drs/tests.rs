@@ -229,6 +229,63 @@ fn a_guest_that_failed_to_leave_for_maintenance_is_left_alone_and_the_others_go(
     assert_eq!(drs.round().unresolved.len(), 1);
 }
 
+/// g1 needs 12 GiB; b has 10 free and c has 4: g2 or g3 has to leave b first, though nobody asked
+/// for that at automation partial.
+#[test]
+fn a_guest_of_another_host_makes_room_without_being_asked() {
+    let guests = [
+        ("g1", "a", 0),
+        ("g2", "b", 0),
+        ("g3", "b", 0),
+        ("g4", "c", 0),
+    ];
+    let mut cluster = cluster(&["a", "b", "c"], &guests);
+    for (name, gib) in [("g1", 12), ("g2", 3), ("g3", 3), ("g4", 12)] {
+        let size = Resources::new(0, gib * 1024);
+        let guest = cluster.guests.get_mut(name).unwrap();
+        (guest.configured, guest.reservation) = (size, size);
+    }
+    cluster.hosts.get_mut("a").unwrap().mode = HostMode::Maintenance;
+    let (mut drs, mut settings) = (Drs::default(), Settings::default());
+    settings.enforcement = crate::settings::Enforcement::Warn;
+    let push = moves(&drs.step(S, &cluster, &settings));
+    assert_eq!(push.len(), 1, "{:?}", drs.round());
+    assert_eq!((&*push[0].from, &*push[0].to), ("b", "c"));
+    arrive(&mut cluster, &push);
+    let last = moves(&drs.step(2 * S, &cluster, &settings));
+    assert_eq!(last.len(), 1);
+    assert_eq!((&*last[0].guest, &*last[0].to), ("g1", "b"));
+    // Whoever does not get away is named, and what is planned with it waits.
+    drs.failed(3 * S, &last[0].guest, "no route");
+    let alone = drs.left_alone(4 * S);
+    assert_eq!(
+        (&*alone[0].guest, &*alone[0].why, alone[0].for_ms),
+        ("g1", "no route", 29_000)
+    );
+    assert!(drs.left_alone(33 * S).is_empty());
+}
+
+#[test]
+fn what_an_operator_changes_asks_for_a_new_plan_at_once() {
+    let mut cluster = cluster(&["a", "b"], &[("g1", "a", 100)]);
+    let (mut drs, mut settings) = (Drs::default(), Settings::default());
+    assert!(drs.look(S, &cluster, &settings));
+    assert!(!drs.look(2 * S, &cluster, &settings));
+    cluster
+        .hosts
+        .get_mut("a")
+        .unwrap()
+        .groups
+        .insert("rack".into());
+    assert!(drs.look(2 * S, &cluster, &settings), "a group");
+    cluster.guests.get_mut("g1").unwrap().reservation.mcpu = 500;
+    assert!(drs.look(2 * S, &cluster, &settings), "a reservation");
+    settings.enforcement = crate::settings::Enforcement::Warn;
+    assert!(drs.look(2 * S, &cluster, &settings), "admission");
+    cluster.guests.get_mut("g1").unwrap().demand.mcpu = 4000;
+    assert!(!drs.look(2 * S, &cluster, &settings), "load can wait");
+}
+
 #[test]
 fn the_moves_of_one_step_go_one_after_the_other() {
     let guests = [("g1", "a", 0), ("g2", "a", 0), ("g3", "b", 0)];

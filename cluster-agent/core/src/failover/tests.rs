@@ -6,7 +6,7 @@ mod queue;
 use alloc::string::ToString;
 
 use super::*;
-use crate::model::{Guest, Host, Resources};
+use crate::model::{Affinity, Guest, Host, Resources, Rule};
 
 const SECOND: u64 = 1_000_000;
 
@@ -202,4 +202,98 @@ fn an_order_that_nobody_answers_goes_to_another_host_and_counts_for_nothing() {
         "it is tried for as long as it is wanted"
     );
     assert_eq!(failover.failed_starts(&"web".to_string()), 0);
+}
+
+/// Where the lost guest is started with `db` on one host and this rule; or what it waits for.
+fn restarted_under(rule: Option<Rule>, db_on: &str) -> Result<HostId, String> {
+    let mut stage = Stage::set(5);
+    // Only `c` is idle but for what `db` needs, and so the best.
+    for (name, host, cores) in [("big1", "a", 6), ("big2", "b", 6), ("db", db_on, 0)] {
+        let mut guest = Guest::sized(Resources::new(cores * 1000, 512));
+        guest.host = Some(host.to_string());
+        stage.cluster.guests.insert(name.to_string(), guest);
+        let at = Whereabouts::Held(host.to_string());
+        stage.whereabouts.insert(name.to_string(), at);
+    }
+    let host = stage.cluster.hosts.get_mut("a").expect("is there");
+    host.groups.insert("rack".to_string());
+    stage.cluster.rules = rule
+        .map(|rule| ("rule".to_string(), rule))
+        .into_iter()
+        .collect();
+    match &Failover::default().step(0, &stage.now())[..] {
+        [Decision::Order { guest, host, .. }] if guest == "web" => Ok(host.clone()),
+        [Decision::Waits { guest, because }] if guest == "web" => Err(because.clone()),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn pair() -> BTreeSet<GuestId> {
+    ["web", "db"].map(String::from).into()
+}
+
+fn to_hosts(affinity: Affinity) -> Rule {
+    Rule::GuestsToHosts {
+        guests: ["web".to_string()].into(),
+        group: "rack".to_string(),
+        affinity,
+        hard: true,
+    }
+}
+
+#[test]
+fn without_a_rule_the_idle_host_is_the_best() {
+    for db_on in ["a", "b", "c"] {
+        assert_eq!(restarted_under(None, db_on).as_deref(), Ok("c"));
+    }
+}
+
+#[test]
+fn a_guest_is_restarted_on_the_hosts_that_a_rule_names() {
+    let on = restarted_under(Some(to_hosts(Affinity::On)), "b");
+    assert_eq!(on.as_deref(), Ok("a"), "busy as it is");
+}
+
+#[test]
+fn a_guest_is_not_restarted_on_the_hosts_that_a_rule_forbids() {
+    let mut stage = Stage::set(5);
+    for name in ["a", "c"] {
+        let host = stage.cluster.hosts.get_mut(name).expect("is there");
+        host.groups.insert("rack".to_string());
+    }
+    stage.cluster.rules = [("rule".to_string(), to_hosts(Affinity::Off))].into();
+    let ordered = Failover::default().step(0, &stage.now());
+    let [Decision::Order { host, .. }] = &ordered[..] else {
+        panic!("{ordered:?}");
+    };
+    assert_eq!(host, "b");
+}
+
+#[test]
+fn a_guest_is_restarted_beside_the_one_it_belongs_to() {
+    let together = Rule::KeepTogether { guests: pair() };
+    assert_eq!(restarted_under(Some(together), "b").as_deref(), Ok("b"));
+}
+
+#[test]
+fn a_guest_is_not_restarted_beside_the_one_it_is_kept_from_and_rather_waits() {
+    let apart = Rule::KeepApart { guests: pair() };
+    let other = restarted_under(Some(apart), "c").expect("there are two more");
+    assert_ne!(other, "c");
+    let torn = Rule::KeepTogether { guests: pair() };
+    let mut stage = Stage::set(5);
+    let mut db = Guest::sized(Resources::new(0, 8000));
+    db.host = Some("a".to_string());
+    stage.cluster.guests.insert("db".to_string(), db);
+    let at = Whereabouts::Held("a".to_string());
+    stage.whereabouts.insert("db".to_string(), at);
+    stage.cluster.rules = [("torn".to_string(), torn)].into();
+    let waits = Failover::default().step(0, &stage.now());
+    let [Decision::Waits { because, .. }] = &waits[..] else {
+        panic!("{waits:?}");
+    };
+    assert!(
+        because.contains("rule torn: web must run together with db"),
+        "{because}"
+    );
 }

@@ -1,14 +1,20 @@
 //! Rules that cannot all be obeyed, found before a guest suffers from them.
 //!
-//! Found are: guests kept together that are kept apart; guests (with all that are kept
-//! together with them) for which hard rules leave no host, or none large enough; more guests
-//! kept apart than there are hosts for them, each on its own. Together and apart at once over
-//! several rules can hide deeper contradictions; those show when a placement is refused.
+//! Found with a reason of their own are: guests kept together that are kept apart; guests (with
+//! all that are kept together with them) for which hard rules leave no host, or none large
+//! enough; more guests kept apart by one rule than there are hosts for them; guests that
+//! together need more than the hosts that are left for them have. What is deeper than that is
+//! found by trying every placement ([`exact`]), for rules that bind few guests with each other.
+//! For more, it shows when a placement is refused.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+
+mod exact;
+#[cfg(test)]
+mod tests;
 
 use super::host_allowed;
 use crate::model::{Cluster, GuestId, HostId, Resources, Rule};
@@ -34,7 +40,8 @@ pub fn contradicts(cluster: &Cluster, name: &str, rule: &Rule) -> Vec<Contradict
 
 /// Every contradiction among the rules of the cluster.
 pub fn contradictions(cluster: &Cluster) -> Vec<Contradiction> {
-    let companies = companies(cluster);
+    let rules = cluster.rules.iter();
+    let companies = companies(rules.map(|(name, rule)| (name.as_str(), rule)));
     let mut found: Vec<Contradiction> = Vec::new();
     for (name, rule) in &cluster.rules {
         found.extend(senseless(cluster, name, rule));
@@ -48,6 +55,17 @@ pub fn contradictions(cluster: &Cluster) -> Vec<Contradiction> {
             found.extend(crowded(cluster, name, guests, &companies));
         }
     }
+    for one in overbooked(cluster, &companies) {
+        if !found.iter().any(|known| known.rules.is_subset(&one.rules)) {
+            found.push(one);
+        }
+    }
+    for rules in exact::connected(cluster) {
+        let said = |one: &Contradiction| one.rules.iter().any(|name| rules.contains_key(&**name));
+        if !found.iter().any(said) {
+            found.extend(exact::contradiction(cluster, rules));
+        }
+    }
     found
 }
 
@@ -58,21 +76,21 @@ struct Company {
     rules: BTreeSet<String>,
 }
 
-fn companies(cluster: &Cluster) -> Vec<Company> {
+fn companies<'a>(rules: impl Iterator<Item = (&'a str, &'a Rule)> + Clone) -> Vec<Company> {
     let mut companies: Vec<Company> = Vec::new();
-    let bound = cluster.rules.values().flat_map(Rule::guests).cloned();
+    let bound = rules.clone().flat_map(|(_, rule)| rule.guests()).cloned();
     for guest in bound.collect::<BTreeSet<_>>() {
         companies.push(Company {
             guests: BTreeSet::from([guest]),
             rules: BTreeSet::new(),
         });
     }
-    for (name, rule) in &cluster.rules {
+    for (name, rule) in rules {
         let Rule::KeepTogether { guests } = rule else {
             continue;
         };
         let mut joined = Company {
-            rules: BTreeSet::from([name.clone()]),
+            rules: BTreeSet::from([name.to_string()]),
             ..Company::default()
         };
         companies.retain_mut(|company| {
@@ -179,6 +197,55 @@ fn homeless(cluster: &Cluster, company: &Company) -> Option<Contradiction> {
     Some(Contradiction { rules, why })
 }
 
+/// What these guests need at the same time. What shall not run needs no room.
+fn needs(cluster: &Cluster, guests: &BTreeSet<GuestId>) -> Resources {
+    let guests = guests.iter().filter_map(|guest| cluster.guests.get(guest));
+    guests
+        .filter(|guest| guest.takes_room())
+        .fold(Resources::default(), |sum, guest| {
+            sum.plus(guest.reservation)
+        })
+}
+
+/// Guests that are bound to the same few hosts and need more than these have.
+fn overbooked(cluster: &Cluster, companies: &[Company]) -> Vec<Contradiction> {
+    let bound: Vec<_> = companies
+        .iter()
+        .map(|company| (company, allowed(cluster, &company.guests)))
+        .filter(|(_, (hosts, names))| !hosts.is_empty() && !names.is_empty())
+        .collect();
+    let mut found: Vec<Contradiction> = Vec::new();
+    for (_, (hosts, _)) in &bound {
+        let inside = bound
+            .iter()
+            .filter(|(_, (other, _))| other.is_subset(hosts));
+        let (mut rules, mut guests) = (BTreeSet::new(), BTreeSet::new());
+        for (company, (_, names)) in inside {
+            rules.extend(company.rules.iter().chain(names).cloned());
+            guests.extend(company.guests.iter().cloned());
+        }
+        let sizes = hosts.iter().map(|host| cluster.hosts[host].capacity);
+        let all = sizes.fold(Resources::default(), Resources::plus);
+        let needs = needs(cluster, &guests);
+        let known = found.iter().any(|one| one.rules == rules);
+        if guests.len() > 1 && !needs.fits(all) && !known {
+            let hosts = hosts
+                .iter()
+                .map(String::as_str)
+                .collect::<Vec<_>>()
+                .join(", ");
+            let guests = guests
+                .iter()
+                .map(String::as_str)
+                .collect::<Vec<_>>()
+                .join(", ");
+            let why = format!("{guests} reserve {needs} together, and {hosts} have {all}");
+            found.push(Contradiction { rules, why });
+        }
+    }
+    found
+}
+
 /// More guests kept apart than hosts for them.
 fn crowded(
     cluster: &Cluster,
@@ -194,8 +261,11 @@ fn crowded(
     let mut rules = BTreeSet::from([name.to_string()]);
     let mut choices: Vec<BTreeSet<HostId>> = Vec::new();
     for guest in guests {
-        let (hosts, names) = of(guest).map(|company| allowed(cluster, &company.guests))?;
-        rules.extend(names);
+        let company = of(guest)?;
+        let (hosts, names) = allowed(cluster, &company.guests);
+        if !names.is_empty() {
+            rules.extend(company.rules.iter().cloned().chain(names));
+        }
         choices.push(hosts);
     }
     let mut taken: BTreeMap<&HostId, usize> = BTreeMap::new();
@@ -232,131 +302,4 @@ fn house<'a>(
         }
     }
     false
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::model::{Affinity, Guest, Host};
-    use crate::rules::violations;
-
-    fn cluster(hosts: usize, guests: usize) -> Cluster {
-        let capacity = Resources::new(4000, 4096);
-        let host = |i: usize| {
-            let groups = if i == 0 {
-                BTreeSet::from(["ssd".into()])
-            } else {
-                BTreeSet::new()
-            };
-            (
-                format!("h{i}"),
-                Host {
-                    capacity,
-                    groups,
-                    ..Host::default()
-                },
-            )
-        };
-        let guest = |i| (format!("g{i}"), Guest::sized(Resources::new(1000, 1024)));
-        Cluster {
-            hosts: (0..hosts).map(host).collect(),
-            guests: (0..guests).map(guest).collect(),
-            rules: BTreeMap::new(),
-        }
-    }
-
-    fn names(guests: &[usize]) -> BTreeSet<GuestId> {
-        guests.iter().map(|i| format!("g{i}")).collect()
-    }
-
-    fn together(guests: &[usize]) -> Rule {
-        Rule::KeepTogether {
-            guests: names(guests),
-        }
-    }
-
-    fn apart(guests: &[usize]) -> Rule {
-        Rule::KeepApart {
-            guests: names(guests),
-        }
-    }
-
-    fn on_ssd(guests: &[usize], affinity: Affinity) -> Rule {
-        Rule::GuestsToHosts {
-            guests: names(guests),
-            group: "ssd".into(),
-            affinity,
-            hard: true,
-        }
-    }
-
-    #[test]
-    fn together_over_two_rules_and_apart_is_found_and_names_all_three() {
-        let mut cluster = cluster(3, 4);
-        cluster.rules.insert("t1".into(), together(&[0, 1]));
-        cluster.rules.insert("t2".into(), together(&[1, 2]));
-        assert!(contradictions(&cluster).is_empty());
-        let found = contradicts(&cluster, "split", &apart(&[0, 2]));
-        let rules = BTreeSet::from(["split".into(), "t1".into(), "t2".into()]);
-        assert_eq!(found[0].rules, rules);
-        assert_eq!(found[0].why, "g0 and g2 are kept together and kept apart");
-    }
-
-    #[test]
-    fn no_host_too_small_hosts_and_too_few_hosts_are_found() {
-        let mut cluster = cluster(2, 6);
-        cluster
-            .rules
-            .insert("on".into(), on_ssd(&[0, 1], Affinity::On));
-        let off = contradicts(&cluster, "off", &on_ssd(&[1], Affinity::Off));
-        assert!(off[0].why.contains("no host is left for g1"), "{off:?}");
-        let large = contradicts(&cluster, "all", &together(&[1, 2, 3, 4, 5]));
-        assert!(large[0].why.contains("more than any host"), "{large:?}");
-        let few = contradicts(&cluster, "spread", &apart(&[2, 3, 4]));
-        assert!(few[0].why.contains("for only 2 of them"), "{few:?}");
-        let both = contradicts(&cluster, "pair", &apart(&[0, 1]));
-        assert!(
-            both[0].rules.contains("on") && both[0].rules.contains("pair"),
-            "{both:?}"
-        );
-        let unknown = contradicts(&cluster, "ghost", &together(&[1, 9]));
-        assert!(
-            unknown[0].why.contains("g9, which does not exist"),
-            "{unknown:?}"
-        );
-    }
-
-    fn a_rule() -> impl Strategy<Value = Rule> {
-        (0..4_u8, 0..4_usize, 0..4_usize, 0..4_usize).prop_map(|(kind, x, y, z)| match kind {
-            0 => together(&[x, y]),
-            1 => apart(&[x, y, z]),
-            2 => on_ssd(&[x], Affinity::On),
-            _ => on_ssd(&[x, y], Affinity::Off),
-        })
-    }
-
-    proptest! {
-        /// What is called a contradiction is one: no placement obeys all rules.
-        #[test]
-        fn no_false_alarm(rules in prop::collection::vec(a_rule(), 1..4)) {
-            let mut cluster = cluster(3, 4);
-            for (i, rule) in rules.into_iter().enumerate() {
-                if rule.guests().len() > 1 || matches!(rule, Rule::GuestsToHosts { .. }) {
-                    cluster.rules.insert(format!("r{i}"), rule);
-                }
-            }
-            let found = contradictions(&cluster);
-            let obeyed = (0..81_usize).any(|code| {
-                for (i, guest) in cluster.guests.values_mut().enumerate() {
-                    guest.host = Some(format!("h{}", code / 3_usize.pow(i as u32) % 3));
-                }
-                let room = crate::placement::usage(&cluster);
-                violations(&cluster).is_empty()
-                    && room.iter().all(|(h, used)| used.reserved.fits(cluster.hosts[h].capacity))
-            });
-            prop_assert!(found.is_empty() || !obeyed, "{found:?}");
-        }
-    }
 }

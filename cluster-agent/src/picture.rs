@@ -164,6 +164,7 @@ fn hosts(
                     .filter(|guest| guest.host.as_ref() == Some(name))
             };
             let known = brain.cluster().and_then(|cluster| cluster.hosts.get(name));
+            let rates = || here().filter_map(|guest| guest.rates);
             HostView {
                 name: name.clone(),
                 address: host.address,
@@ -173,6 +174,8 @@ fn hosts(
                 demand: Resources::new(here().map(|guest| guest.demand_mcpu).sum(), 0),
                 load_permille: loads.and_then(|of| of.get(name)).copied().unwrap_or(0),
                 used: brain.observation().and_then(|seen| seen.host_use(name)),
+                disk_kib_s: rates().map(|rates| rates.disk_kib_s).sum(),
+                net_kib_s: rates().map(|rates| rates.net_kib_s).sum(),
                 guests: here().count() as u64,
                 version: host.version.clone(),
                 cpu_lacks: reading.cpu_lacks.get(name).cloned().unwrap_or_default(),

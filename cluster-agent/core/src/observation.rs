@@ -58,13 +58,17 @@ pub struct HostCounted {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct GuestRates {
-    /// CPU used and waited for, and memory touched.
+    /// CPU used and waited for, and memory that counts as demand.
     pub sample: Sample,
+    /// Memory that is backed, in MiB: what it has touched, in use or not.
+    #[serde(default)]
+    pub resident_mib: u64,
     /// Read from and written to disks, in KiB/s.
     pub disk_kib_s: u64,
     /// Received and sent, in KiB/s.
     pub net_kib_s: u64,
-    /// Memory that it writes to, in MiB; nothing before that was sampled.
+    /// Memory that it reads or writes, or where accesses cannot be sampled only what it writes,
+    /// in MiB; nothing before that was sampled.
     #[serde(default)]
     pub active_mib: Option<u64>,
     /// What a migration of it would come to.
@@ -214,6 +218,7 @@ impl Watched {
         }
         self.rates = Some(GuestRates {
             sample,
+            resident_mib: counted.resident_mib,
             active_mib: counted.memory.map(|memory| memory.active_mib()),
             migration: self.migration(),
             disk_kib_s: kib_s(counted.disk_bytes.saturating_sub(last.disk_bytes)),
@@ -355,6 +360,7 @@ mod tests {
         }
         let rates = seen.rates("g").expect("rates");
         assert_eq!((rates.active_mib, rates.sample.active_mib), (Some(20), 20));
+        assert_eq!(rates.resident_mib, 100, "what it has touched stays known");
         assert!(
             cluster.guests["g"].demand.memory_mib > 90,
             "it falls slowly"

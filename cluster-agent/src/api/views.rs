@@ -71,6 +71,12 @@ pub struct HostView {
     /// What everything on it uses, guests and all, once that was observed.
     #[serde(default)]
     pub used: Option<Resources>,
+    /// What its guests read from and write to their disks, in KiB/s.
+    #[serde(default)]
+    pub disk_kib_s: u64,
+    /// What its guests receive and send, in KiB/s.
+    #[serde(default)]
+    pub net_kib_s: u64,
     /// Guests it runs.
     pub guests: u64,
     /// Version of its agent.

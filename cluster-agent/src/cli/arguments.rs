@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 use super::guests::{CloneArguments, CreateArguments, EditArguments};
@@ -48,15 +48,23 @@ pub struct Arguments {
     pub verb: Verb,
 }
 
+/// How a list is shown.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct ListArguments {
+    /// What was observed instead: processor, memory, disks, network.
+    #[arg(long)]
+    pub wide: bool,
+}
+
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// The whole cluster on one screen: health, reserve, what is wrong and what to do.
     Status,
     /// List the hosts.
-    Hosts,
+    Hosts(ListArguments),
     /// List the guests.
-    Guests,
+    Guests(ListArguments),
     /// List the images that guests can be made from.
     Images,
     /// Show what happened and why, the newest last.

@@ -48,7 +48,8 @@ pub struct CreateArguments {
     /// Do not restart it when its host is lost.
     #[arg(long)]
     pub unprotected: bool,
-    /// Processor time guaranteed to it, in thousandths of a core.
+    /// Processor time kept for it, in thousandths of a core: counted wherever guests are placed,
+    /// moved and admitted, not enforced on a host that is busy all the same.
     #[arg(long, default_value_t = 0)]
     pub reserve_mcpu: u64,
     /// Start it only after this guest: `db` runs, `db:heartbeat` has said something on its
@@ -86,7 +87,8 @@ pub struct EditArguments {
     /// Do not restart it when its host is lost.
     #[arg(long)]
     unprotected: bool,
-    /// Processor time guaranteed to it, in thousandths of a core.
+    /// Processor time kept for it, in thousandths of a core: counted wherever guests are placed,
+    /// moved and admitted, not enforced on a host that is busy all the same.
     #[arg(long)]
     reserve_mcpu: Option<u64>,
     /// Seconds from its power button to the cut whenever it is stopped; 0 cuts at once.

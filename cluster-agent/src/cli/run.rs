@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::arguments::{Arguments, HostVerb, Verb};
 use super::remote::{RemoteError, endpoint};
-use super::{colour, follow, guests, screen};
+use super::{colour, follow, guests, screen, wide};
 use crate::api::views::{ClusterView, Event, GuestView, StopGuest};
 use crate::console;
 use crate::drs;
@@ -84,13 +84,22 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
     };
     match arguments.verb {
         Verb::Status => agent.show("/v1/cluster", screen::status).await,
-        Verb::Hosts => {
-            agent
-                .show("/v1/cluster", |c: &ClusterView| screen::hosts(&c.hosts))
-                .await
+        Verb::Hosts(list) => {
+            let screen = if list.wide {
+                wide::hosts
+            } else {
+                screen::hosts
+            };
+            let hosts = |c: &ClusterView| screen(&c.hosts);
+            agent.show("/v1/cluster", hosts).await
         }
-        Verb::Guests => {
-            let guests = |c: &ClusterView| screen::guests(&c.guests);
+        Verb::Guests(list) => {
+            let screen = if list.wide {
+                wide::guests
+            } else {
+                screen::guests
+            };
+            let guests = |c: &ClusterView| screen(&c.guests);
             agent.show("/v1/cluster", guests).await
         }
         Verb::Images => {

@@ -78,7 +78,7 @@ fn cluster() -> Value {
         "Host": object(&json!({
             "name": text, "address": text, "health": text, "capacity": reference("Resources"),
             "reserved": reference("Resources"), "demand": reference("Resources"),
-            "load_permille": number, "used": or_null(&reference("Resources")),
+            "load_permille": number, "disk_kib_s": number, "net_kib_s": number, "used": or_null(&reference("Resources")),
             "guests": number, "version": text,
             "cpu_lacks": { "type": "array", "items": text }
         })),

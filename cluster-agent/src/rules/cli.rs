@@ -31,7 +31,8 @@ pub enum RulesVerb {
         /// The hosts.
         hosts: Vec<String>,
     },
-    /// Guarantee processor time to a guest.
+    /// Keep processor time for a guest: counted wherever guests are placed, moved and admitted, not
+    /// enforced on a host that is busy all the same.
     Reserve {
         /// The guest; the beginning of its name is enough.
         guest: String,

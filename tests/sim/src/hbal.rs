@@ -11,7 +11,9 @@ use cluster_core::model::Cluster;
 /// What a planner reached.
 #[derive(Debug, Clone, Copy)]
 pub struct Outcome {
-    /// The measure after the plan, in millionths.
+    /// The measure before the plan, in millionths.
+    pub before_ppm: u64,
+    /// The measure after it.
     pub score_ppm: u64,
     /// Moves.
     pub moves: usize,
@@ -80,7 +82,7 @@ pub fn run(cluster: &Cluster, scratch: &Path, patience: Duration) -> io::Result<
 
 fn parse(stdout: &str, cluster: &Cluster, took: Duration) -> Option<Outcome> {
     let (mut moves, mut mib) = (0, 0);
-    let mut score = None;
+    let (mut before, mut after) = (None, None);
     for line in stdout.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words[..] {
@@ -89,15 +91,16 @@ fn parse(stdout: &str, cluster: &Cluster, took: Duration) -> Option<Outcome> {
                 moves += 1;
                 mib += cluster.guests.get(name)?.configured.memory_mib;
             }
-            ["Final", "coefficients:", "overall", value] => score = Some(value),
-            ["Initial", "coefficients:", "overall", value] if score.is_none() => {
-                score = Some(value);
-            }
+            ["Initial", "coefficients:", "overall", value] => before = Some(ppm(value)?),
+            ["Final", "coefficients:", "overall", value] => after = Some(ppm(value)?),
             _ => {}
         }
     }
+    let before_ppm = before?;
     Some(Outcome {
-        score_ppm: ppm(score?)?,
+        before_ppm,
+        // Where nothing is to be done only the first is said.
+        score_ppm: after.unwrap_or(before_ppm),
         moves,
         gib: mib / 1024,
         took,
@@ -109,4 +112,46 @@ fn ppm(decimal: &str) -> Option<u64> {
     let (whole, rest) = decimal.split_once('.')?;
     let rest: u64 = rest.get(..6)?.parse().ok()?;
     Some(whole.parse::<u64>().ok()? * 1_000_000 + rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::skewed::{self, Size};
+
+    /// As ganeti-htools 3.0 has it, shortened.
+    const SAID: &str = "\
+Group size 2 nodes, 2 instances
+Initial check done: 0 bad nodes, 0 bad instances.
+Initial coefficients: overall 0.62500000
+   Field                         Value Weight
+   free_mem_cv              0.37500000  x0.50
+Trying to minimize the CV...
+    1. guest00000 host0000          => host0001            0.12500000 a=fa:host0001
+Final coefficients:   overall 0.12500000
+   free_mem_cv              0.12500000  x0.50
+Solution length=1
+";
+
+    #[test]
+    fn what_hbal_says_is_understood_and_the_rest_is_not_guessed() {
+        let size = Size {
+            hosts: 2,
+            guests: 2,
+            rules: 0,
+        };
+        let mut cluster = skewed::cluster(1, size);
+        let first = cluster.guests.get_mut("guest00000").expect("is there");
+        first.configured.memory_mib = 3072;
+        let took = Duration::from_millis(7);
+        let outcome = parse(SAID, &cluster, took).expect("is understood");
+        assert_eq!((outcome.before_ppm, outcome.score_ppm), (625_000, 125_000));
+        assert_eq!((outcome.moves, outcome.gib), (1, 3));
+        let nothing_to_do = "Initial coefficients: overall 0.01000000\nNothing to do\n";
+        let outcome = parse(nothing_to_do, &cluster, took).expect("is understood");
+        assert_eq!((outcome.score_ppm, outcome.moves), (10_000, 0));
+        assert!(parse("Final coefficients: overall 0.1\n", &cluster, took).is_none());
+        let unknown = SAID.replace("guest00000", "guest77777");
+        assert!(parse(&unknown, &cluster, took).is_none());
+    }
 }

@@ -85,7 +85,6 @@ impl World {
         if let Some((_, broken)) = violations(&seen).into_iter().find(|(_, one)| one.hard) {
             return Some(broken.why);
         }
-        let rests = self.rests && self.under_way.is_empty();
-        (!rests).then(|| "balancing does not come to rest".to_owned())
+        (!self.rests()).then(|| "balancing does not come to rest".to_owned())
     }
 }

@@ -1,13 +1,16 @@
 //! What goes wrong meanwhile: hosts die and come back, agents are lost, leaders change; and
 //! what HA does about it.
 
+use std::collections::BTreeSet;
+
+use cluster_core::balance::Move;
 use cluster_core::model::{Cluster, Guest, HostMode};
 use cluster_core::rules::violations;
 use cluster_core::whatif::restart;
 
 use super::world::World;
 use super::{Event, MINUTE_US};
-use crate::harness::Trace;
+use crate::harness::{Trace, Violation};
 use crate::queue::Queue;
 use crate::rng::Rng;
 use crate::skewed;
@@ -87,7 +90,7 @@ impl World {
             Fault::Silence(host) => (host, HostMode::Quiet, "loses its agent"),
             Fault::NewLeader => {
                 trace.note(now_us, || "another host leads".to_owned());
-                self.forget_demand();
+                self.change_leader();
                 self.leaderless_until = now_us / MINUTE_US + OBSERVES_MINUTES;
                 return;
             }
@@ -102,8 +105,14 @@ impl World {
         if mode == HostMode::Lost {
             self.tally.deaths += 1;
             // Both ends are needed until the hand-over: the guest stays the source's.
-            self.under_way
-                .retain(|_, trip| trip.one.from != *host && trip.one.to != *host);
+            let lost = |one: &Move| one.from == *host || one.to == *host;
+            let trips = self.under_way.values().map(|trip| trip.one.clone());
+            for one in trips.filter(lost).collect::<Vec<_>>() {
+                self.under_way.remove(&one.guest);
+                if one.from != *host {
+                    self.failed(now_us, &one.guest, "the target does not answer", trace);
+                }
+            }
             self.excuse();
         }
     }
@@ -116,14 +125,15 @@ impl World {
     }
 
     /// HA: guests of dead hosts are restarted where there is room, in their order. Were any?
-    pub fn restart_the_lost(&mut self, trace: &mut Trace, now_us: u64) -> bool {
+    pub fn restart_the_lost(&mut self, trace: &mut Trace, now_us: u64) -> Result<bool, Violation> {
         let lost = |guest: &Guest| {
             let host = guest.host.as_ref().map(|host| &self.cluster.hosts[host]);
             host.is_some_and(|host| host.mode == HostMode::Lost)
         };
         if !self.cluster.guests.values().any(lost) {
-            return false;
+            return Ok(false);
         }
+        let before = self.broken_hard();
         let mut any = false;
         for one in restart(&mut self.with_arriving()) {
             trace.note(now_us, || {
@@ -137,14 +147,30 @@ impl World {
             }
         }
         if any {
+            let broken = self.broken_hard();
+            if let Some((guest, rule)) = broken.difference(&before).next() {
+                let what = format!("a restart breaks rule {rule} for {guest}");
+                return Err(Violation {
+                    at_us: now_us,
+                    what,
+                });
+            }
             self.promised = false;
+            // What is on its way may meet what was restarted meanwhile.
             self.excuse();
         }
-        any
+        Ok(any)
+    }
+
+    /// Guests that run and the hard rules that they break.
+    fn broken_hard(&self) -> BTreeSet<(String, String)> {
+        let all = violations(&self.as_the_leader_sees_it()).into_iter();
+        let hard = all.filter(|(_, one)| one.hard);
+        hard.map(|(guest, one)| (guest, one.rule)).collect()
     }
 
     /// What arrives takes room on its target too.
-    fn with_arriving(&self) -> Cluster {
+    pub(super) fn with_arriving(&self) -> Cluster {
         let mut cluster = self.cluster.clone();
         for (name, trip) in &self.under_way {
             let mut arriving = self.cluster.guests[name].clone();

@@ -6,8 +6,8 @@ use super::MINUTES_PER_DAY;
 use crate::rng::Rng;
 
 /// How a guest's load behaves.
-#[derive(Debug, Clone, Copy)]
-enum Shape {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Shape {
     /// Up by day, down by night, at its own hour.
     Diurnal,
     /// Mostly idle; every few hours at full speed for some minutes.
@@ -18,9 +18,14 @@ enum Shape {
     Sawtooth,
 }
 
+impl Shape {
+    /// All there are, in the order of their numbers.
+    pub const ALL: [Self; 4] = [Self::Diurnal, Self::Bursts, Self::Noise, Self::Sawtooth];
+}
+
 /// The load of one guest.
 pub struct Load {
-    shape: Shape,
+    pub shape: Shape,
     phase: u64,
     peak_mcpu: u64,
     rng: Rng,
@@ -28,11 +33,10 @@ pub struct Load {
 }
 
 impl Load {
-    /// A guest's load, of a shape by chance.
-    pub fn new(rng: &mut Rng, guest: &Guest) -> Self {
-        let shapes = [Shape::Diurnal, Shape::Bursts, Shape::Noise, Shape::Sawtooth];
+    /// A guest's load, of one of these shapes by chance.
+    pub fn new(rng: &mut Rng, guest: &Guest, shapes: &[Shape]) -> Self {
         Self {
-            shape: *rng.pick(&shapes),
+            shape: *rng.pick(shapes),
             phase: rng.below(MINUTES_PER_DAY),
             peak_mcpu: guest.configured.mcpu,
             rng: rng.split(),

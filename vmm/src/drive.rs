@@ -82,6 +82,12 @@ pub fn drive(guest: &Guest, notices: &Receiver<Notice>) -> Ending {
         ));
         return Ending::Failed;
     }
+    // What died is for the agent to run again; what was switched off is nobody's.
+    if ending == Ending::PoweredOff
+        && let Some(Err(error)) = guest.lease().map(|lease| lease.release())
+    {
+        say(&format!("cannot release the lease: {}", one_line(&error)));
+    }
     ending
 }
 

@@ -74,7 +74,8 @@ pub enum Verdict {
     Void(LeaseRecord),
 }
 
-/// The lease. Dropping it leaves it to this host, whose agent releases it.
+/// The lease. Dropped without a release it stays with this host, whose agent runs the guest again
+/// or releases it.
 pub struct Lease {
     held: Mutex<HeldLease>,
     gate: Arc<LeaseGate>,
@@ -241,6 +242,12 @@ impl Lease {
     pub fn hand_over(&self, to: Holder, attempt: Attempt, timeout: Duration) -> HandOver {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.hand_over(to, attempt, timeout)
+    }
+
+    /// The guest is off for good and its writes are complete: whoever wants may have it.
+    pub fn release(&self) -> Result<(), StoreError> {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.release(ANSWER_LIMIT)
     }
 
     /// What became of a hand-over that was [`HandOver::Unknown`], begun when we held `from`.

@@ -66,7 +66,7 @@ fn clone(store: &Datastore, host: &Host, from: &str, to: &str) -> Result<&'stati
         .spec::<GuestFile>()
         .map_err(Refused::from)
         .and_then(|read| copy(store, &dir, &read.spec, to));
-    let_go(lease, from);
+    let_go(&lease, from);
     made
 }
 

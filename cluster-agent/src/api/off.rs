@@ -38,7 +38,7 @@ pub(super) fn hold(host: &Host, dir: &GuestDir, why: &str) -> Result<HeldLease, 
 }
 
 /// Let others have it again.
-pub(super) fn let_go(lease: HeldLease, guest: &str) {
+pub(super) fn let_go(lease: &HeldLease, guest: &str) {
     if let Err(error) = lease.release(STORAGE_LIMIT) {
         tracing::warn!(guest, %error, "cannot release its lease");
     }

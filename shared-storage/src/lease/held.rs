@@ -257,7 +257,7 @@ impl HeldLease {
     }
 
     /// Gives the lease up. The guest is stopped and its writes are complete.
-    pub fn release(self, timeout: Duration) -> Result<(), StoreError> {
+    pub fn release(&self, timeout: Duration) -> Result<(), StoreError> {
         match self.ask(Event::Release, timeout) {
             Some(Answer::Ended(_)) => Ok(()),
             Some(Answer::Run) | None => Err(self.no_answer("the release", timeout)),

@@ -16,7 +16,7 @@ use crate::document::{self, DOCUMENT_BYTES_LIMIT, Revised, parse_versioned};
 use crate::error::StoreError;
 use crate::guest_dir::GuestDir;
 use crate::lease::LeaseFiles;
-use crate::state::{Files, FreshDir, Key, Kind, StateStore, remove_at_once, remove_dir};
+use crate::state::{Files, FreshDir, Key, Kind, StateStore, remove_at_once};
 
 const CLUSTER_FILE: &str = "cluster.toml";
 pub(crate) const DIRECTORIES: [&str; 4] = ["trust", "hosts", "images", "guests"];
@@ -217,10 +217,11 @@ impl Datastore {
         self.state.put(&key, 0, &text)
     }
 
-    /// Removes all that there is of a host: what it said, its history, its heartbeat.
+    /// Removes all that there is of a host: what it said, its history, its heartbeat, which it may
+    /// be writing yet.
     pub fn remove_host(&self, name: &str) -> Result<(), StoreError> {
         self.state.remove(&Key::Host(name.into()))?;
-        remove_dir(&self.path_of("hosts", name)?)
+        remove_at_once(&self.path_of("hosts", name)?)
     }
 
     // --- images ---

@@ -97,8 +97,7 @@ impl StateStore for Files {
 
     fn remove(&self, key: &Key) -> Result<(), StoreError> {
         match key {
-            Key::Guest(_) => remove_at_once(&self.dir(key)?),
-            Key::Host(_) => remove_dir(&self.dir(key)?),
+            Key::Guest(_) | Key::Host(_) => remove_at_once(&self.dir(key)?),
             Key::Policy | Key::Tokens => document::remove(&self.path(key)?),
         }
     }
@@ -157,16 +156,6 @@ pub(crate) fn remove_at_once(dir: &Path) -> Result<(), StoreError> {
         tracing::warn!(%error, leftover = %doomed.display(), "it is gone, its files are not");
     }
     Ok(())
-}
-
-/// Removes a directory that somebody may still have files of open.
-pub(crate) fn remove_dir(dir: &Path) -> Result<(), StoreError> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(StoreError::io("remove", dir)(error))
-        }
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

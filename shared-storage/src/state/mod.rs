@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use storage_core::name::check_name;
 
 pub use files::Files;
-pub(crate) use files::{remove_at_once, remove_dir};
+pub(crate) use files::remove_at_once;
 pub use fresh_dir::FreshDir;
 pub use memory::Memory;
 

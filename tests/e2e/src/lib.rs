@@ -11,6 +11,7 @@ mod ground;
 mod guest;
 mod guests;
 mod leases;
+mod life;
 mod maintenance;
 mod migration;
 mod survival;
@@ -42,6 +43,8 @@ pub const ALL: &[Scenario] = scenarios![
     cluster::the_lead_moves_when_the_leader_dies,
     cluster::a_cut_off_host_is_isolated_and_not_dead,
     cluster::a_guest_migrates_by_one_command,
+    life::life_of_a_guest_from_creation_to_deletion,
+    life::life_of_a_cluster_that_shrinks,
     migration::a_debian_guest_moves_there_and_back,
     drs::drs_evens_out_load_and_mends_a_rule_with_one_move,
     maintenance::maintenance_empties_a_host_and_no_connection_breaks,

@@ -131,8 +131,7 @@ fn a_guest_with_guests_of_its_own_is_refused_before_anybody_is_called() {
         })
     };
     if !guest.inspect(enable).unwrap() {
-        println!("SKIPPED: KVM does not take EFER.SVME");
-        return;
+        return ground::skip("KVM does not take EFER.SVME");
     }
     let nobody = "127.0.0.1:1".to_owned();
     for dry_run in [true, false] {

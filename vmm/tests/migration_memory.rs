@@ -59,8 +59,9 @@ impl Drop for HugePages {
 #[test]
 fn a_guest_in_huge_pages_arrives_in_huge_pages() {
     let Some(_pages) = HugePages::take(HUGE_PAGES_WANTED) else {
-        println!("SKIPPED: no {HUGE_PAGES_WANTED} huge pages can be had here (vm.nr_hugepages)");
-        return;
+        return ground::skip(format_args!(
+            "no {HUGE_PAGES_WANTED} huge pages can be had here (vm.nr_hugepages)"
+        ));
     };
     let dir = tempfile::tempdir().unwrap();
     let Some(guest) = boot(dir.path(), |kernel| Spec {

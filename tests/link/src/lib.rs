@@ -35,10 +35,11 @@ struct State {
     connections: Vec<Connection>,
 }
 
-/// Both sockets of a connection until it is cut, and what it has carried.
+/// Both sockets of a connection until it is cut or one side is gone, and what it has carried.
 #[derive(Debug)]
 struct Connection {
     ends: Vec<TcpStream>,
+    is_cut: bool,
     carried: u64,
 }
 
@@ -94,9 +95,10 @@ impl Drop for Link {
 
 impl State {
     fn cut(&mut self, connection: usize) -> bool {
-        let Some(Connection { ends, .. }) = self.connections.get_mut(connection) else {
+        let Some(Connection { ends, is_cut, .. }) = self.connections.get_mut(connection) else {
             return false;
         };
+        *is_cut = true;
         self.cut_at.get_or_insert_with(Instant::now);
         // Nobody else keeps them open any longer: they are reset by what was not read of them.
         for end in ends.drain(..) {
@@ -113,11 +115,18 @@ impl State {
         }
     }
 
+    /// One side is gone: nobody else keeps its sockets open, so that the other side hears of it.
+    fn gone(&mut self, connection: usize) {
+        self.connections[connection].ends.clear();
+    }
+
     /// How much of `bytes` more this connection carries before it is cut.
     fn room(&self, connection: usize, bytes: usize) -> usize {
-        let Connection { ends, carried } = &self.connections[connection];
+        let Connection {
+            is_cut, carried, ..
+        } = &self.connections[connection];
         match self.cut {
-            _ if ends.is_empty() => 0,
+            _ if *is_cut => 0,
             Some(cut) if cut.connection == connection => {
                 bytes.min(cut.after_bytes.saturating_sub(*carried) as usize)
             }
@@ -138,7 +147,11 @@ fn carry(state: &Arc<Mutex<State>>, near: TcpStream, to: SocketAddr) -> io::Resu
     let ends = vec![near.try_clone()?, far.try_clone()?];
     let mut locked = lock(state);
     let number = locked.connections.len();
-    locked.connections.push(Connection { ends, carried: 0 });
+    locked.connections.push(Connection {
+        ends,
+        is_cut: false,
+        carried: 0,
+    });
     if locked.room(number, 1) == 0 {
         locked.cut(number);
     }
@@ -149,14 +162,16 @@ fn carry(state: &Arc<Mutex<State>>, near: TcpStream, to: SocketAddr) -> io::Resu
         let room = |bytes| lock(&counting).room(number, bytes);
         let carried = |bytes| lock(&counting).carried(number, bytes);
         pass_on(near, far, room, carried);
+        lock(&counting).gone(number);
     });
     let state = state.clone();
     thread::spawn(move || {
-        let room = |bytes| match lock(&state).connections[number].ends[..] {
-            [] => 0,
-            _ => bytes,
+        let room = |bytes| {
+            let is_cut = lock(&state).connections[number].is_cut;
+            if is_cut { 0 } else { bytes }
         };
         pass_on(back, forth, room, |_| ());
+        lock(&state).gone(number);
     });
     Ok(())
 }

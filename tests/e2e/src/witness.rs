@@ -53,6 +53,8 @@ impl<'lab> Witness<'lab> {
     /// Every number that the guest ever called safe lies on its disk under the boot that said so,
     /// none is damaged or missing, and no two boots took turns.
     pub fn finds_every_number(&self) -> lab::Result<()> {
+        // Before its disk is read: a guest that runs counts on meanwhile.
+        let heard = self.heard()?;
         let url = format!("http://{}/cgi-bin/counter", self.address);
         let history = eventually_within(3 * PATIENCE, "the guest reading its disk", || {
             self.at.http(&url).ok()
@@ -61,7 +63,6 @@ impl<'lab> Witness<'lab> {
             .lines()
             .map(|line| read_run(line).ok_or_else(|| format!("the disk's numbers: {line}")))
             .collect::<Result<Vec<_>, _>>()?;
-        let heard = self.heard()?;
         if heard.is_empty() {
             return Err(format!("no answer of {} was noted", self.address).into());
         }
